@@ -1,0 +1,39 @@
+"""What an agent is told when it is launched. Holds no secret: it travels through Ray."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.spec.models import RunSpec, Variant
+
+
+class RestoreFrom(BaseModel):
+    """Where the first attempt of a run begins: another run's checkpoint, or a directory on the node."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_id: str | None = None
+    step: int | None = None
+    """None: the newest."""
+    path: str | None = None
+
+
+class AgentJob(BaseModel):
+    """One attempt, as the agent on the node gets it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_id: str
+    attempt: int
+    spec: RunSpec
+    variant: Variant
+    node: str
+    """Name of the node that was chosen."""
+    controller_url: str
+    store_uri: str
+    """Object store as the controller names it; the node's own settings may name its mount point instead."""
+    mlflow_uri: str = ""
+    mlflow_run_id: str | None = None
+    restore_from: RestoreFrom | None = None
+    seconds_left: float | None = None
+    """What is left of the spec's max_duration."""

@@ -1,0 +1,172 @@
+"""What a training program may rely on when it runs under `orch`. Standard library only.
+
+A program uses :func:`run_context` and writes checkpoints, metrics and artifacts through it. Outside an
+orchestrator the context is a null object that does nothing, so the program needs no special case.
+
+Environment variables (all optional):
+
+==========================  =========================================================================
+``ORCH_RUN_ID``             the run's id, stable across machines
+``ORCH_ATTEMPT``            the number of this launch of the run, from 1
+``ORCH_CHECKPOINT_DIR``     write ``step-00002000/`` here under another name, then rename it
+``ORCH_RESTORE_DIR``        directory of the checkpoint to go on from; unset when there is none
+``ORCH_METRICS_FILE``       append JSON lines ``{"step": 3, "time": unix_ms, "metrics": {"a": 1.0}}``
+``ORCH_ARTIFACT_DIR``       files left here are kept with the run
+``ORCH_DEVICE``             ``cpu`` or ``cuda``: what the placement granted
+``ORCH_CPUS``               how many threads the placement granted
+==========================  =========================================================================
+
+``SIGTERM`` means "save and stop"; exit code :data:`EXIT_SAVED` answers "saved, resume me" and
+:data:`EXIT_USER_ERROR` "the configuration or data is wrong, trying again will not help".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Final, Protocol
+
+EXIT_SAVED: Final = 75
+"""Saved a checkpoint after SIGTERM and ended; the run is not finished."""
+EXIT_USER_ERROR: Final = 78
+"""The last line on stderr says what the user has to change."""
+
+STEP_PREFIX: Final = "step-"
+MARK_FILE: Final = "checkpoint.json"
+"""Optional file in a checkpoint directory: ``{"step": 2000, "metrics": {"val/loss": 1.9}}``."""
+
+
+def step_name(step: int) -> str:
+    """The directory name of a finished checkpoint, ``step-00002000``."""
+    return f"{STEP_PREFIX}{step:08d}"
+
+
+def parse_step(name: str) -> int | None:
+    """The step of a finished checkpoint directory, None for any other name."""
+    digits = name.removeprefix(STEP_PREFIX)
+    return int(digits) if digits != name and digits.isdigit() else None
+
+
+class RunContext(Protocol):
+    """How a training program talks to whatever runs it."""
+
+    run_id: str | None
+    attempt: int
+    device: str | None
+    """``cpu``, ``cuda`` or None: the program decides."""
+    cpus: int | None
+    restore_dir: Path | None
+    checkpoint_dir: Path | None
+    artifact_dir: Path | None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record measurements of one step; finite numbers only, others are recorded as ``KEY/nonfinite``."""
+        ...
+
+    def publish(self, directory: Path, step: int) -> Path:
+        """Rename a finished directory to its final name beside it, which says "complete"."""
+        ...
+
+    def stop_requested(self) -> bool:
+        """True once SIGTERM has come: save and exit with EXIT_SAVED."""
+        ...
+
+
+class NullContext:
+    """Stands in where nothing orchestrates: logs nothing, keeps checkpoints where the program puts them."""
+
+    run_id: str | None = None
+    attempt: int = 1
+    device: str | None = None
+    cpus: int | None = None
+
+    def __init__(self, checkpoint_dir: Path | None = None, restore_dir: Path | None = None) -> None:
+        self.checkpoint_dir = checkpoint_dir
+        self.restore_dir = restore_dir
+        self.artifact_dir = checkpoint_dir
+        self._stop = _StopFlag()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Drop the measurements."""
+
+    def publish(self, directory: Path, step: int) -> Path:
+        """Rename to the final name, replacing an older checkpoint of the same step."""
+        return _publish(directory, step)
+
+    def stop_requested(self) -> bool:
+        """True once SIGTERM or SIGINT has come."""
+        return self._stop.requested
+
+
+class EnvContext:
+    """The context that an agent describes through the environment."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self.run_id: str | None = env["ORCH_RUN_ID"]
+        self.attempt = int(env.get("ORCH_ATTEMPT", "1"))
+        self.device = env.get("ORCH_DEVICE")
+        self.cpus = int(env["ORCH_CPUS"]) if "ORCH_CPUS" in env else None
+        self.restore_dir = _path(env, "ORCH_RESTORE_DIR")
+        self.checkpoint_dir = _path(env, "ORCH_CHECKPOINT_DIR")
+        self.artifact_dir = _path(env, "ORCH_ARTIFACT_DIR")
+        self._metrics_file = _path(env, "ORCH_METRICS_FILE")
+        self._stop = _StopFlag()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line; a single write of the whole line, so that a reader never sees half of it."""
+        if self._metrics_file is None:
+            return
+        values: dict[str, float] = {}
+        for key, value in metrics.items():
+            if math.isfinite(value):
+                values[key] = float(value)
+            else:
+                values[f"{key}/nonfinite"] = 1.0
+        line = json.dumps({"step": step, "time": time.time_ns() // 1_000_000, "metrics": values})
+        with self._metrics_file.open("ab") as file:
+            file.write(line.encode() + b"\n")
+
+    def publish(self, directory: Path, step: int) -> Path:
+        """Rename to the final name, replacing an older checkpoint of the same step."""
+        return _publish(directory, step)
+
+    def stop_requested(self) -> bool:
+        """True once SIGTERM or SIGINT has come."""
+        return self._stop.requested
+
+
+def run_context(env: Mapping[str, str] | None = None) -> RunContext:
+    """The context of this process: the agent's when ``ORCH_RUN_ID`` is set, else a null object."""
+    env = os.environ if env is None else env
+    return EnvContext(env) if env.get("ORCH_RUN_ID") else NullContext()
+
+
+class _StopFlag:
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+def _path(env: Mapping[str, str], name: str) -> Path | None:
+    return Path(env[name]) if env.get(name) else None
+
+
+def _publish(directory: Path, step: int) -> Path:
+    final = directory.parent / step_name(step)
+    if final.exists():
+        shutil.rmtree(final)
+    directory.rename(final)
+    return final

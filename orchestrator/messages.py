@@ -1,0 +1,283 @@
+"""What travels between the client, the API and the agents."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.domain.states import Phase, Reason, RunState
+from orchestrator.spec.models import RunSpec, Variant
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+
+# ------------------------------------------------------------------ client -> api
+
+
+class SubmitRequest(_Message):
+    """Accept a spec as a run. The same key with the same spec is the same run."""
+
+    spec: RunSpec
+    key: str = Field(min_length=1, max_length=200)
+    source: str = ""
+    """The spec file's text as the user wrote it, kept as an artifact."""
+    user: str = ""
+
+
+class MoveRequest(_Message):
+    """Save the run and go on in another pool."""
+
+    pool: str
+
+
+class Submitted(_Message):
+    """Answer to a submit."""
+
+    run_id: str
+    name: str
+    created: bool
+    """False where the key had been used before with the same spec."""
+
+
+# ------------------------------------------------------------------ api -> client
+
+
+class RunView(_Message):
+    """A run as a list shows it."""
+
+    id: str
+    name: str
+    experiment: str
+    state: RunState
+    reason: Reason | None = None
+    message: str = ""
+    """Why it waits, or why it ended, in words."""
+    priority: int = 0
+    pool: str | None = None
+    """Pool of the current or last attempt."""
+    node: str | None = None
+    attempt: int = 0
+    step: int | None = None
+    target_steps: int | None = None
+    loss: float | None = None
+    val_loss: float | None = None
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    user: str = ""
+
+
+class AttemptView(_Message):
+    """One launch of a run."""
+
+    number: int
+    phase: Phase
+    reason: Reason | None = None
+    message: str = ""
+    node: str
+    pool: str
+    device: str | None = None
+    first_step: int | None = None
+    last_step: int | None = None
+    exit_code: int | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    timings: dict[str, float] = Field(default_factory=dict)
+
+
+class EventView(_Message):
+    """Something that happened to a run."""
+
+    at: datetime
+    kind: str
+    text: str
+
+
+class RunDetail(_Message):
+    """Everything about one run."""
+
+    run: RunView
+    spec: RunSpec
+    attempts: list[AttemptView]
+    events: list[EventView]
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Last value of every metric."""
+    links: dict[str, str] = Field(default_factory=dict)
+    """Name -> address of pages about this run."""
+
+
+class CheckpointView(_Message):
+    """One committed checkpoint."""
+
+    run: str
+    step: int
+    attempt: int
+    node: str
+    device: str
+    at: datetime
+    size: int
+    """Bytes."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    uri: str
+    kept: bool = True
+    """False where retention has removed the data."""
+
+
+class NodeView(_Message):
+    """One machine of the cluster."""
+
+    name: str
+    pool: str
+    state: str
+    """`ready`, or `lost` where Ray has declared it dead."""
+    address: str = ""
+    cpus: float = 0
+    cpus_used: float = 0
+    gpus: float = 0
+    gpus_used: float = 0
+    memory: int = 0
+    """Bytes that the node offers to runs."""
+    runs: list[str] = Field(default_factory=list)
+
+
+class PlanLine(_Message):
+    """What one variant would meet now."""
+
+    variant: Variant
+    node: str | None
+    """Where it would start now; None where it would wait."""
+    why: str
+
+
+class PlanView(_Message):
+    """What would happen to a spec."""
+
+    lines: list[PlanLine]
+    resolved: RunSpec
+    ahead: int = 0
+    """Runs that go first."""
+    restore: str | None = None
+    """Checkpoint that it would begin from."""
+
+
+class PointView(_Message):
+    """One measurement."""
+
+    key: str
+    step: int
+    time_ms: int
+    value: float
+    attempt: int = 0
+
+
+class Health(_Message):
+    """Who answers."""
+
+    version: str
+    cluster_id: str
+    ray_version: str = ""
+    python_version: str = ""
+    store_uri: str = ""
+    store_id: str = ""
+    """Identity of the object store, so that a joining node can tell that it sees the same one."""
+    mlflow_url: str = ""
+    ray_address: str = ""
+    ray_connected: bool = False
+
+
+# ------------------------------------------------------------------ agent -> api
+
+
+class Order(StrEnum):
+    """What the controller wants of an attempt."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+class Point(_Message):
+    """One measurement as it travels from the agent; the time was frozen when it was measured."""
+
+    key: str
+    step: int
+    time_ms: int
+    value: float
+
+
+class LogChunk(_Message):
+    """Bytes of the program's output, from this offset of the attempt's log."""
+
+    offset: int
+    data: bytes
+
+
+class CheckpointNote(_Message):
+    """A checkpoint that the agent has committed. The run log in the store is the truth; this is the news."""
+
+    step: int
+    at: datetime
+    size: int
+    seconds: float
+    """Time from the finished directory to the commit."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    uri: str = ""
+    sha256: str = ""
+
+
+class Outcome(_Message):
+    """How an attempt ended."""
+
+    reason: Reason
+    message: str = ""
+    exit_code: int | None = None
+    last_step: int | None = None
+
+
+class Beat(_Message):
+    """What an agent says about once a second. Repeating one changes nothing."""
+
+    phase: Phase
+    pid: int
+    boot_id: str = ""
+    device: str | None = None
+    device_name: str | None = None
+    first_step: int | None = None
+    """Step that this attempt began from."""
+    step: int | None = None
+    points: list[Point] = Field(default_factory=list)
+    log: LogChunk | None = None
+    checkpoints: list[CheckpointNote] = Field(default_factory=list)
+    events: list[str] = Field(default_factory=list)
+    timings: dict[str, float] = Field(default_factory=dict)
+    """Seconds of each part of the start, by name."""
+    outcome: Outcome | None = None
+
+
+class BeatReply(_Message):
+    """What the controller answers."""
+
+    order: Order = Order.CONTINUE
+    reason: Reason | None = None
+    """Why to stop."""
+    grace_s: float = 60.0
+    """Time to save before the program is killed."""
+    log_offset: int = 0
+    """Bytes of this attempt's log that the controller has."""
+    mlflow_run_id: str | None = None
+
+
+class Problem(_Message):
+    """Body of every error answer."""
+
+    kind: str
+    message: str
+    remedy: str | None = None
+    details: dict[str, Any] = Field(default_factory=dict)

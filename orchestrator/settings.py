@@ -1,0 +1,98 @@
+"""Where things are on this machine: one state folder, and what environment variables change about it.
+
+==================  ==============================================================================
+``ORCH_HOME``       the state folder; a folder of the user's data directory when unset
+``ORCH_URL``        address of the controller; ``ORCH_HOME/client.json`` when unset
+``ORCH_TOKEN``      the bearer token; ``ORCH_TOKEN_FILE``, then ``ORCH_HOME/token`` when unset
+``ORCH_NODE_HOME``  on a node: the folder of this node, set by the node's supervisor
+``ORCH_DATA_DIR``   where to look for training text before it is downloaded
+==================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+
+@dataclass(frozen=True)
+class Home:
+    """The state folder's layout. Nothing else joins paths below it."""
+
+    root: Path
+
+    @property
+    def token_file(self) -> Path:
+        """The bearer token, mode 0600."""
+        return self.root / "token"
+
+    @property
+    def client_file(self) -> Path:
+        """Address of the controller, for the command line: ``{"url": …}``."""
+        return self.root / "client.json"
+
+    @property
+    def stack_file(self) -> Path:
+        """What `orch up` was asked to run."""
+        return self.root / "stack.json"
+
+    @property
+    def controller(self) -> Path:
+        """Ledger, points and logs of the controller."""
+        return self.root / "controller"
+
+    @property
+    def ledger_file(self) -> Path:
+        """SQLite ledger."""
+        return self.controller / "ledger.db"
+
+    @property
+    def points_file(self) -> Path:
+        """SQLite spool of metric points."""
+        return self.controller / "points.db"
+
+    @property
+    def run_logs(self) -> Path:
+        """Output of programs, ``<run>/a<n>.log``."""
+        return self.controller / "runs"
+
+    @property
+    def mlflow(self) -> Path:
+        """Database and artifacts of the MLflow server."""
+        return self.root / "mlflow"
+
+    @property
+    def store(self) -> Path:
+        """The default object store."""
+        return self.root / "store"
+
+    @property
+    def service_logs(self) -> Path:
+        """Output of the services that `orch up` started."""
+        return self.root / "logs"
+
+    def node(self, name: str) -> Path:
+        """Folder of one node: token, settings, work of its attempts."""
+        return self.root / "nodes" / name
+
+
+def home(environ: dict[str, str] | None = None) -> Home:
+    """The state folder of this process."""
+    env = os.environ if environ is None else environ
+    root = env.get("ORCH_HOME") or platformdirs.user_state_dir("orch")
+    return Home(Path(root).expanduser().absolute())
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

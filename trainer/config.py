@@ -1,0 +1,105 @@
+"""The trainer's configuration. Imports no torch, so that a spec can be checked on any machine.
+
+Names and defaults follow nanoGPT (github.com/karpathy/nanoGPT), so that its configurations can be copied.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class TrainerConfig(BaseModel):
+    """A character-level GPT and how to train it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Data
+    dataset: str = "tiny-shakespeare"
+    """`tiny-shakespeare`, `shakespeare-plays`, or the path or URL of a text file."""
+
+    # Model
+    n_layer: PositiveInt = 4
+    """Transformer blocks."""
+    n_head: PositiveInt = 4
+    """Attention heads per block; must divide n_embd."""
+    n_embd: PositiveInt = 128
+    """Width of the residual stream."""
+    block_size: PositiveInt = 64
+    """Context length in tokens."""
+    dropout: Fraction = 0.0
+    """Probability of dropping an activation in training."""
+    bias: bool = False
+    """Biases in linear layers and layer norms."""
+
+    # Optimization
+    batch_size: PositiveInt = 12
+    """Sequences per step, over all ranks and micro-batches."""
+    max_steps: PositiveInt = 2000
+    """Stop after this many optimizer steps."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate of AdamW."""
+    min_lr: Annotated[float, Field(ge=0)] = 1e-4
+    """Learning rate at the end of the cosine decay."""
+    warmup_steps: NonNegativeInt = 100
+    """Steps of linear warm-up."""
+    lr_decay_steps: PositiveInt | None = None
+    """Step at which the learning rate reaches min_lr; max_steps when unset."""
+    decay_lr: bool = True
+    """False keeps the learning rate at its peak after the warm-up."""
+    beta1: Fraction = 0.9
+    """AdamW's first moment decay."""
+    beta2: Fraction = 0.99
+    """AdamW's second moment decay."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay of matrices and embeddings."""
+    grad_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+    # Evaluation and logging
+    eval_interval: PositiveInt = 250
+    """Steps between estimates of train and val loss."""
+    eval_batches: PositiveInt = 20
+    """Batches per estimate and split."""
+    log_interval: PositiveInt = 10
+    """Steps between logged points of the training loss."""
+    final_eval: Literal["batches", "full"] = "batches"
+    """`full` evaluates the whole val split at the end and logs it as val/loss_full."""
+    sample_tokens: NonNegativeInt = 500
+    """Characters of sample text written at the end."""
+
+    # Numerics
+    seed: NonNegativeInt = 1337
+    """Decides initial weights, the order of the data and dropout."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Precision of the forward and backward pass; `auto` is bfloat16 on a GPU that has it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes what the placement granted, else a GPU if there is one."""
+    compile: bool = False
+    """Use torch.compile."""
+
+    # Checkpoints (outside `orch` or where the spec's checkpoint policy does not say otherwise)
+    checkpoint_interval: NonNegativeInt = 0
+    """Steps between checkpoints; 0 writes one at the end and on SIGTERM."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 0.0
+    """Minutes between checkpoints, besides checkpoint_interval; 0 switches this off."""
+    probe_tolerance: Annotated[float, Field(gt=0)] = 1e-3
+    """Largest accepted difference of the probe batch's fp32 loss before and after a restore."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        if self.min_lr > self.learning_rate:
+            raise ValueError(f"min_lr ({self.min_lr}) must not exceed learning_rate ({self.learning_rate})")
+        return self
+
+    @property
+    def decay_steps(self) -> int:
+        """Step at which the cosine schedule ends."""
+        return self.lr_decay_steps or self.max_steps

@@ -178,6 +178,20 @@ class PointView(_Message):
     attempt: int = 0
 
 
+class LogPage(_Message):
+    """A piece of one attempt's output."""
+
+    attempt: int
+    offset: int
+    """Where `data` begins in the attempt's output."""
+    data: bytes
+    next_offset: int
+    ended: bool
+    """True where the attempt is over and nothing follows `next_offset`."""
+    last_attempt: int
+    """Number of the run's newest attempt; 0 before the first."""
+
+
 class Health(_Message):
     """Who answers."""
 

@@ -1,0 +1,88 @@
+"""What the ledger remembers of runs and attempts, as frozen values that the decisions work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from orchestrator.domain.states import Phase, Reason, RunState
+from orchestrator.spec.models import RunSpec, Variant
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One accepted spec."""
+
+    id: str
+    seq: int
+    """Order of acceptance."""
+    key: str
+    spec: RunSpec
+    spec_hash: str
+    source: str
+    user: str
+    state: RunState
+    created_at: datetime
+    reason: Reason | None = None
+    message: str = ""
+    retries_used: int = 0
+    pin_pool: str | None = None
+    """Pool that the user moved the run to; other variants are not considered."""
+    stop: Reason | None = None
+    """Why the current attempt was ordered to stop; durable, so that it outlives the controller."""
+    attempt: int = 0
+    """Number of the newest attempt; 0 before the first."""
+    not_before: datetime | None = None
+    """Backoff: no attempt before this instant."""
+    restore_run: str | None = None
+    restore_step: int | None = None
+    restore_path: str | None = None
+    seconds_used: float = 0.0
+    """Time that ended attempts have spent."""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One launch of a run on one node, with the resources that it was granted."""
+
+    run_id: str
+    number: int
+    ray_id: str
+    node: str
+    variant_index: int
+    variant: Variant
+    phase: Phase
+    created_at: datetime
+    reason: Reason | None = None
+    message: str = ""
+    exit_code: int | None = None
+    device: str | None = None
+    device_name: str | None = None
+    first_step: int | None = None
+    last_step: int | None = None
+    started_at: datetime | None = None
+    """When the program was started."""
+    ended_at: datetime | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """True once its resources are free."""
+        return self.phase == Phase.ENDED
+
+    @property
+    def actor_name(self) -> str:
+        """Name of its Ray actor."""
+        return f"run-{self.run_id}-a{self.number}"
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """Something that happened to a run."""
+
+    run_id: str
+    at: datetime
+    kind: str
+    text: str

@@ -1,0 +1,74 @@
+"""The ledger's tables. Alembic migrations in `migrations/` create and change them."""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+
+metadata = MetaData()
+
+# Instants are ISO 8601 texts in UTC: they sort, and people can read the file.
+runs = Table(
+    "runs",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(16), nullable=False, unique=True),
+    Column("key", String(200), nullable=False, unique=True),
+    Column("name", String(63), nullable=False),
+    Column("experiment", String(63), nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("spec_hash", String(64), nullable=False),
+    Column("source", Text, nullable=False),
+    Column("user", String(100), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", String(24)),
+    Column("message", Text, nullable=False),
+    Column("retries_used", Integer, nullable=False),
+    Column("pin_pool", String(63)),
+    Column("stop", String(24)),
+    Column("attempt", Integer, nullable=False),
+    Column("not_before", String(40)),
+    Column("restore_run", String(16)),
+    Column("restore_step", Integer),
+    Column("restore_path", Text),
+    Column("seconds_used", Float, nullable=False),
+    Column("created_at", String(40), nullable=False),
+    Column("started_at", String(40)),
+    Column("ended_at", String(40)),
+    Index("runs_by_state", "state", "seq"),
+    Index("runs_by_name", "name", "seq"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("run_id", String(16), ForeignKey("runs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("ray_id", String(64), nullable=False),
+    Column("node", String(63), nullable=False),
+    Column("variant_index", Integer, nullable=False),
+    Column("variant", JSON, nullable=False),
+    Column("phase", String(16), nullable=False),
+    Column("reason", String(24)),
+    Column("message", Text, nullable=False),
+    Column("exit_code", Integer),
+    Column("device", String(16)),
+    Column("device_name", Text),
+    Column("first_step", Integer),
+    Column("last_step", Integer),
+    Column("timings", JSON, nullable=False),
+    Column("created_at", String(40), nullable=False),
+    Column("started_at", String(40)),
+    Column("ended_at", String(40)),
+    Index("attempts_by_phase", "phase"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("run_id", String(16), ForeignKey("runs.id"), nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("text", Text, nullable=False),
+    Index("events_by_run", "run_id", "id"),
+)

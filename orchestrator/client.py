@@ -1,0 +1,388 @@
+"""The Python API: one method per route of the controller, plus following a run and its output.
+
+>>> with Client.from_settings() as client:
+...     submitted = client.submit(SubmitRequest(spec=spec, key="night-17"))
+...     for update in client.follow(submitted.run_id):
+...         print(update)
+
+Every method raises a class of :mod:`orchestrator.errors`, never an exception of the HTTP library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote, urlsplit
+
+import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from orchestrator.clock import SYSTEM, Clock
+from orchestrator.errors import OrchError, Problem, SpecError, UnauthorizedError, UnavailableError, from_kind
+from orchestrator.messages import (
+    CheckpointView,
+    Health,
+    LogPage,
+    MoveRequest,
+    NodeView,
+    PlanView,
+    PointView,
+    RunDetail,
+    RunView,
+    SubmitRequest,
+    Submitted,
+)
+from orchestrator.messages import Problem as ProblemBody
+from orchestrator.settings import Home, home
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+TIMEOUT_S = 30.0
+"""Longest wait for an answer."""
+POLL_S = 1.0
+"""Pause between two looks at a run that is followed."""
+PATIENCE_S = 300.0
+"""How long following goes on while the controller does not answer."""
+LOG_WAIT_S = 10.0
+"""How long the controller may hold a request for output that is not there yet."""
+
+
+@dataclass(frozen=True)
+class Away:
+    """The controller does not answer at the moment; following goes on."""
+
+    seconds: float
+    """Since it last answered."""
+    error: UnavailableError
+
+
+class _LostAnswerError(UnavailableError):
+    """The request may have arrived, but its answer did not."""
+
+
+@dataclass
+class _Place:
+    """Where a reader of a run's output is."""
+
+    attempt: int
+    offset: int
+
+
+def endpoint(where: Home | None = None, environ: Mapping[str, str] | None = None) -> tuple[str, str | None]:
+    """Address and token of the controller, from the environment or the state folder.
+
+    Raises UnavailableError where no controller is known, UnauthorizedError where the token cannot be read.
+    """
+    env = os.environ if environ is None else environ
+    folder = where or home(dict(env))
+    return env.get("ORCH_URL") or _known_url(folder.client_file), _token(folder.token_file, env)
+
+
+def _known_url(file: Path) -> str:
+    try:
+        return str(json.loads(file.read_text())["url"])
+    except FileNotFoundError:
+        raise UnavailableError(
+            "no controller is known on this machine",
+            remedy="start one with `orch up`, or set ORCH_URL to the address of another machine's controller",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UnavailableError(f"{file} cannot be read: {e}", remedy="write it again with `orch up`") from e
+
+
+def _token(default: Path, env: Mapping[str, str]) -> str | None:
+    if env.get("ORCH_TOKEN"):
+        return env["ORCH_TOKEN"].strip()
+    named = env.get("ORCH_TOKEN_FILE")
+    if not named and not default.exists():
+        return None
+    try:
+        return Path(named or default).read_text().strip() or None
+    except OSError as e:
+        raise UnauthorizedError(
+            f"the token cannot be read: {e}", remedy="check ORCH_TOKEN_FILE and the file's owner and mode"
+        ) from e
+
+
+class Client:
+    """One controller. Use it as a context manager; not safe to share between threads."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        transport: httpx.BaseTransport | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._clock = clock
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UnavailableError(
+                f"{url!r} is not an address of a controller", remedy="ORCH_URL looks like http://host:port"
+            )
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"authorization": f"Bearer {token}"} if token else {},
+            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 5.0)),
+            transport=transport,
+            # Reading the certificates costs more than the rest of a request; a proxy has no way to loopback.
+            verify=parts.scheme == "https",
+            trust_env=parts.hostname not in ("localhost", "::1") and not parts.hostname.startswith("127."),
+        )
+
+    @classmethod
+    def from_settings(cls, **options: Any) -> Self:
+        """The controller that ORCH_URL or the state folder names."""
+        url, token = endpoint()
+        return cls(url, token, **options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # ------------------------------------------------------------------ runs
+
+    def submit(self, request: SubmitRequest, *, patience_s: float = 30.0) -> Submitted:
+        """Have a spec accepted as a run; the same key and spec give the same run.
+
+        Where the connection breaks before the answer came, the request is sent again with the same key, for
+        up to `patience_s`. A controller that is not there at all is reported at once.
+        """
+        begin, unsure = self._clock.monotonic(), False
+        while True:
+            try:
+                return self._one(Submitted, "POST", "/v1/runs", body=request)
+            except UnavailableError as e:
+                unsure = unsure or isinstance(e, _LostAnswerError)
+                if not unsure:
+                    raise
+                if self._clock.monotonic() - begin > patience_s:
+                    raise UnavailableError(
+                        f"{e.message}; whether it accepted the run is not known",
+                        remedy=f"submit it again with the key {request.key}: it will not run twice",
+                    ) from e
+            self._clock.sleep(POLL_S)
+
+    def plan(self, request: SubmitRequest) -> PlanView:
+        """What would happen to a spec if it were submitted now."""
+        return self._one(PlanView, "POST", "/v1/plan", body=request)
+
+    def runs(
+        self, state: str | None = None, experiment: str | None = None, limit: int | None = None
+    ) -> list[RunView]:
+        """Runs, newest first."""
+        query = {"state": state, "experiment": experiment, "limit": limit}
+        return self._many(RunView, "/v1/runs", query)
+
+    def run(self, ref: str) -> RunDetail:
+        """Everything about one run. `ref` is an id, a unique prefix of one, or a name (its newest run)."""
+        return self._one(RunDetail, "GET", _run_path(ref))
+
+    def cancel(self, ref: str) -> RunView:
+        """Stop a run for good. Durable once this returns."""
+        return self._one(RunView, "POST", _run_path(ref, "cancel"))
+
+    def move(self, ref: str, pool: str) -> RunView:
+        """Save a run and go on with it in another pool."""
+        return self._one(RunView, "POST", _run_path(ref, "move"), body=MoveRequest(pool=pool))
+
+    def checkpoints(self, ref: str) -> list[CheckpointView]:
+        """Committed checkpoints of a run."""
+        return self._many(CheckpointView, _run_path(ref, "checkpoints"))
+
+    def points(self, ref: str, keys: list[str] | None = None) -> list[PointView]:
+        """Measurements of a run; all metrics where `keys` is None."""
+        return self._many(PointView, _run_path(ref, "points"), {"key": keys})
+
+    def logs(self, ref: str, attempt: int, offset: int = 0, wait_s: float = 0.0) -> LogPage:
+        """A piece of an attempt's output; waits up to `wait_s` for some where there is none yet."""
+        query = {"attempt": attempt, "offset": offset, "wait": wait_s or None}
+        return self._one(LogPage, "GET", _run_path(ref, "logs"), query)
+
+    # ------------------------------------------------------------------ cluster
+
+    def nodes(self) -> list[NodeView]:
+        """Machines of the cluster."""
+        return self._many(NodeView, "/v1/nodes")
+
+    def health(self) -> Health:
+        """Who answers. Without a token only `version` is filled."""
+        return self._one(Health, "GET", "/v1/health")
+
+    def shutdown(self) -> int:
+        """Have every attempt save and stop, and start nothing new. Returns how many attempts were told."""
+        answer = self._request("POST", "/v1/shutdown").content
+        return self._read(dict[str, int], answer)["attempts"]
+
+    # ------------------------------------------------------------------ following
+
+    def follow(
+        self, ref: str, *, every_s: float = POLL_S, patience_s: float = PATIENCE_S
+    ) -> Iterator[RunDetail | Away]:
+        """The run again and again until it is final, which is yielded last.
+
+        While the controller does not answer (it may be restarting) Away is yielded instead, and
+        UnavailableError raised after `patience_s` of that. The first look is not repeated.
+        """
+        detail = self.run(ref)
+        heard = self._clock.monotonic()
+        while True:
+            yield detail
+            if detail.run.state.final:
+                return
+            self._clock.sleep(every_s)
+            answer = self._look(detail.run.id, heard, patience_s)
+            while isinstance(answer, Away):
+                yield answer
+                self._clock.sleep(every_s)
+                answer = self._look(detail.run.id, heard, patience_s)
+            detail, heard = answer, self._clock.monotonic()
+
+    def _look(self, run: str, heard: float, patience_s: float) -> RunDetail | Away:
+        try:
+            return self.run(run)
+        except UnavailableError as e:
+            seconds = self._clock.monotonic() - heard
+            if seconds > patience_s:
+                raise
+            return Away(seconds, e)
+
+    def stream_logs(
+        self,
+        ref: str,
+        attempt: int | None = None,
+        *,
+        follow: bool = False,
+        notice: Callable[[Away], None] = lambda away: None,
+        patience_s: float = PATIENCE_S,
+    ) -> Iterator[bytes]:
+        """The program's output in order: of one attempt, or of all attempts one after another.
+
+        With `follow` it goes on until the attempt, or the run, is over. Nothing is yielded twice or left out
+        when the controller restarts meanwhile; `notice` is called then, and UnavailableError raised after
+        `patience_s`.
+        """
+        run = self.run(ref).run.id
+        place = _Place(attempt or 1, 0)
+        for page in self._pages(run, place, follow, notice, patience_s):
+            if page.data:
+                yield page.data
+                place.offset = page.next_offset
+            elif attempt is None and place.attempt < page.last_attempt:
+                place.attempt, place.offset = place.attempt + 1, 0
+            elif not follow or self._log_over(run, page, attempt):
+                return
+
+    def _log_over(self, run: str, page: LogPage, attempt: int | None) -> bool:
+        if attempt is not None and page.ended:
+            return True
+        return (page.ended or page.last_attempt == 0) and self.run(run).run.state.final
+
+    def _pages(
+        self,
+        run: str,
+        place: _Place,
+        follow: bool,
+        notice: Callable[[Away], None],
+        patience_s: float,
+    ) -> Iterator[LogPage]:
+        """Pages from wherever `place` points, for ever; at most one empty answer a second."""
+        heard = self._clock.monotonic()
+        while True:
+            asked = self._clock.monotonic()
+            try:
+                page = self.logs(run, place.attempt, place.offset, LOG_WAIT_S if follow else 0.0)
+            except UnavailableError as e:
+                away = Away(asked - heard, e)
+                if not follow or away.seconds > patience_s:
+                    raise
+                notice(away)
+                self._clock.sleep(POLL_S)
+                continue
+            heard = self._clock.monotonic()
+            yield page
+            if not page.data and page.attempt == place.attempt and heard - asked < POLL_S:
+                self._clock.sleep(POLL_S)
+
+    # ------------------------------------------------------------------ HTTP
+
+    def _one(
+        self,
+        model: type[M],
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        body: BaseModel | None = None,
+    ) -> M:
+        return self._read(model, self._request(method, path, query, body).content)
+
+    def _many(self, model: type[M], path: str, query: Mapping[str, Any] | None = None) -> list[M]:
+        return self._read(list[model], self._request("GET", path, query).content)  # type: ignore[valid-type]
+
+    def _read(self, kind: type[T], content: bytes | str) -> T:
+        try:
+            return TypeAdapter(kind).validate_json(content)
+        except ValidationError as e:
+            raise OrchError(
+                f"the controller at {self.url} gave an answer that this program does not understand:\n{e}",
+                remedy="install the same version of orch here and on the controller's machine",
+            ) from e
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        body: BaseModel | None = None,
+    ) -> httpx.Response:
+        content = None if body is None else body.model_dump_json().encode()
+        headers = {} if body is None else {"content-type": "application/json"}
+        params = {key: value for key, value in (query or {}).items() if value is not None}
+        try:
+            answer = self._http.request(method, path, params=params, content=content, headers=headers)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as e:
+            raise UnavailableError(
+                f"the controller at {self.url} does not answer",
+                remedy="start it with `orch up`, or check ORCH_URL",
+            ) from e
+        except httpx.TimeoutException as e:
+            raise _LostAnswerError(f"the controller at {self.url} did not answer in time") from e
+        except httpx.TransportError as e:
+            raise _LostAnswerError(f"the connection to the controller at {self.url} broke: {e}") from e
+        if answer.is_success:
+            return answer
+        raise self._refusal(answer)
+
+    def _refusal(self, answer: httpx.Response) -> OrchError:
+        try:
+            body = ProblemBody.model_validate_json(answer.content)
+        except ValidationError:
+            return UnavailableError(
+                f"{self.url} answers with HTTP status {answer.status_code}, unlike a controller",
+                remedy="check ORCH_URL",
+            )
+        if body.kind == SpecError.kind and body.details.get("problems"):
+            problems = self._read(list[Problem], json.dumps(body.details["problems"]))
+            return SpecError(problems, remedy=body.remedy)
+        return from_kind(body.kind, body.message, body.remedy)
+
+
+def _run_path(ref: str, *rest: str) -> str:
+    return "/".join(["/v1/runs", quote(ref, safe=""), *rest])

@@ -67,11 +67,11 @@ class _LostAnswerError(UnavailableError):
 
 
 @dataclass
-class _Place:
+class LogPlace:
     """Where a reader of a run's output is."""
 
-    attempt: int
-    offset: int
+    attempt: int = 1
+    offset: int = 0
 
 
 def endpoint(where: Home | None = None, environ: Mapping[str, str] | None = None) -> tuple[str, str | None]:
@@ -270,17 +270,19 @@ class Client:
         attempt: int | None = None,
         *,
         follow: bool = False,
+        place: LogPlace | None = None,
         notice: Callable[[Away], None] = lambda away: None,
         patience_s: float = PATIENCE_S,
     ) -> Iterator[bytes]:
         """The program's output in order: of one attempt, or of all attempts one after another.
 
-        With `follow` it goes on until the attempt, or the run, is over. Nothing is yielded twice or left out
+        It begins at `place`, which is moved along, so that a second call can go on where this one ended. With
+        `follow` it goes on until the attempt, or the run, is over. Nothing is yielded twice or left out
         when the controller restarts meanwhile; `notice` is called then, and UnavailableError raised after
         `patience_s`.
         """
         run = self.run(ref).run.id
-        place = _Place(attempt or 1, 0)
+        place = place or LogPlace(attempt or 1)
         for page in self._pages(run, place, follow, notice, patience_s):
             if page.data:
                 yield page.data
@@ -298,7 +300,7 @@ class Client:
     def _pages(
         self,
         run: str,
-        place: _Place,
+        place: LogPlace,
         follow: bool,
         notice: Callable[[Away], None],
         patience_s: float,

@@ -1,0 +1,109 @@
+"""What every command uses: the connection, the two output streams, JSON output, shared arguments."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from orchestrator.client import Client
+
+RUNS, CLUSTER, SPECS = "Runs", "Cluster", "Specs"
+"""Panels of `orch --help`."""
+
+PIPE_WIDTH = 160
+"""Columns of a listing that does not go to a terminal."""
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(highlight=False, soft_wrap=True, stderr=True)
+
+_json_wanted = False
+
+
+def width() -> int:
+    """Columns that a listing may use."""
+    return out.width if out.is_terminal or os.environ.get("COLUMNS") else PIPE_WIDTH
+
+
+def json_wanted() -> bool:
+    """Whether this invocation was asked for JSON, so that errors are JSON too."""
+    return _json_wanted
+
+
+def _remember_json(wanted: bool) -> bool:
+    global _json_wanted
+    _json_wanted = wanted
+    return wanted
+
+
+def complete_run(incomplete: str) -> list[tuple[str, str]]:
+    """Ids and names of recent runs, for the shell; nothing where the controller does not answer."""
+    from orchestrator.errors import OrchError
+
+    try:
+        with connect(timeout_s=2.0) as client:
+            runs = client.runs(limit=50)
+    except OrchError:
+        return []
+    words = [(run.id, f"{run.name}, {run.state.value}") for run in runs]
+    words += [(run.name, f"newest: {run.id}") for run in runs]
+    return [(word, about) for word, about in dict(reversed(words)).items() if word.startswith(incomplete)]
+
+
+RunRef = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Id of the run, the beginning of an id, or a name (its newest run).",
+        autocompletion=complete_run,
+        show_default=False,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print JSON, for programs; errors too.", callback=_remember_json, is_eager=True
+    ),
+]
+
+
+def connect(**options: Any) -> Client:
+    """The controller that ORCH_URL or the state folder names."""
+    from orchestrator.client import Client
+
+    return Client.from_settings(**options)
+
+
+def print_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> None:
+    """Models as indented JSON on standard output."""
+    plain = _plain(value)
+    sys.stdout.write(json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def print_error(message: str, remedy: str | None, kind: str, details: dict[str, Any] | None = None) -> None:
+    """An error on standard error, in words or as JSON like the API's `Problem`."""
+    if json_wanted():
+        body = {"kind": kind, "message": message, "remedy": remedy, "details": details or {}}
+        sys.stderr.write(json.dumps(body, ensure_ascii=False) + "\n")
+        return
+    from rich.text import Text
+
+    err.print(Text.assemble(("error: ", "bold red"), message))
+    if remedy:
+        err.print(Text.assemble(("remedy: ", "bold"), remedy))

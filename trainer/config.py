@@ -17,7 +17,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 class TrainerConfig(BaseModel):
     """A character-level GPT and how to train it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     # Data
     dataset: str = "tiny-shakespeare"

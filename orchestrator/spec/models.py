@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
+from orchestrator.spec import checks
 from trainer.config import TrainerConfig
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B?|B)?\s*$", re.IGNORECASE)
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|d)\s*$", re.IGNORECASE)
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -20,7 +33,7 @@ def parse_size(value: Any) -> Any:
         return value
     match = _SIZE.match(value)
     if not match:
-        raise ValueError("expected a size such as 6GiB or 500MB")
+        raise ValueError(f"expected {_SIZE_WORDS}, got {value[:40]!r}")
     unit = (match[2] or "B").upper().rstrip("B")
     power = "KMGT".find(unit[:1]) + 1 if unit else 0
     return int(float(match[1]) * (1024 if unit.endswith("I") else 1000) ** power)
@@ -32,23 +45,45 @@ def parse_duration(value: Any) -> Any:
         return value
     match = _DURATION.match(value)
     if not match:
-        raise ValueError("expected a duration such as 90s, 30m, 8h or 2d")
+        raise ValueError(f"expected {_DURATION_WORDS}, got {value[:40]!r}")
     return float(match[1]) * _SECONDS[match[2].lower()]
 
 
+@dataclass(frozen=True)
+class Words:
+    """Annotation: what is expected here, for people."""
+
+    text: str
+    free: bool = False
+    """Any text, numbers as they were written included."""
+
+
+_NAME_WORDS = "a name of letters, digits, '.', '_' and '-', at most 63, beginning with a letter or digit"
+_SIZE_WORDS = "a size such as 6GiB or 500MB"
+_DURATION_WORDS = "a duration such as 90s, 30m, 8h or 2d"
+
+
 def _name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
-        raise ValueError("expected letters, digits, '.', '_' or '-', at most 63, starting with a letter or digit")
+    if not _NAME.fullmatch(value):
+        raise ValueError(f"expected {_NAME_WORDS}, got {value[:70]!r}")
     return value
 
 
-Name = Annotated[str, AfterValidator(_name)]
-ByteSize = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
-Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+def _written(value: Any) -> Any:
+    """Numbers and truth values as text; specs that come as YAML keep the user's own spelling."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int | float) else value
+
+
+Name = Annotated[str, AfterValidator(_name), Words(_NAME_WORDS)]
+FreeText = Annotated[str, BeforeValidator(_written), Words("text", free=True)]
+ByteSize = Annotated[int, BeforeValidator(parse_size), Field(gt=0), Words(_SIZE_WORDS)]
+Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0), Words(_DURATION_WORDS)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Variant(_Model):
@@ -62,7 +97,7 @@ class Variant(_Model):
     """Whole GPUs granted to the program."""
     memory: ByteSize | None = None
     """Main memory to reserve, such as `2GiB`."""
-    trainer: dict[str, Any] = Field(default_factory=dict)
+    trainer: Annotated[dict[str, Any], BeforeValidator(checks.check_overrides)] = Field(default_factory=dict)
     """Trainer settings that differ on this placement, such as `dtype: bfloat16`."""
 
 
@@ -86,9 +121,9 @@ class CheckpointPolicy(_Model):
 class CommandProgram(_Model):
     """Any program: an argument list, run as it is in a directory of its own."""
 
-    argv: Annotated[list[str], Field(min_length=1)]
+    argv: Annotated[list[FreeText], Field(min_length=1)]
     """The program and its arguments. `{python}` stands for the node's Python interpreter."""
-    env: dict[str, str] = Field(default_factory=dict)
+    env: dict[str, FreeText] = Field(default_factory=dict)
     """Environment variables to add. Secrets do not belong here."""
     workdir: str | None = None
     """Directory on the node to run in; a fresh one when unset."""
@@ -119,22 +154,22 @@ class RunSpec(_Model):
     """How often an unexplained failure is tried again."""
     max_duration: Seconds | None = None
     """Longest time of training over all attempts, such as `8h`."""
-    tags: dict[Name, str] = Field(default_factory=dict)
+    tags: dict[Name, FreeText] = Field(default_factory=dict)
     """Free labels, shown in MLflow."""
 
-    @model_validator(mode="after")
-    def _one_program(self) -> Self:
-        if (self.trainer is None) == (self.command is None):
-            raise ValueError("expected exactly one of `trainer` and `command`")
-        return self
-
-    @model_validator(mode="after")
-    def _variants_fit(self) -> Self:
-        for number, variant in enumerate(self.placement):
-            if variant.trainer and self.trainer is None:
-                raise ValueError(f"placement.{number}.trainer needs `trainer`, but the spec has `command`")
-            self.trainer_for(variant)
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def _every_problem(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Report what is wrong in single settings and what contradicts itself together."""
+        more = checks.contradictions(data) if isinstance(data, Mapping) else []
+        try:
+            spec = handler(data)
+        except ValidationError as error:
+            own = [detail for detail in error.errors(include_url=False) if not checks.is_relation(detail)]
+            raise checks.merge_errors(cls.__name__, own, more) from None
+        if more:
+            raise checks.merge_errors(cls.__name__, [], more)
+        return spec
 
     def trainer_for(self, variant: Variant) -> TrainerConfig | None:
         """The trainer's configuration with the variant's differences applied; None for a command."""

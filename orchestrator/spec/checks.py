@@ -1,0 +1,201 @@
+"""Checks that concern several settings of a spec at once, each answered with the place that has to change.
+
+They work on what the user wrote, before and after pydantic, so that a mistake in one setting does not hide
+a contradiction between others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, InitErrorDetails
+
+from trainer.config import TrainerConfig
+
+Location: TypeAlias = tuple[int | str, ...]
+
+MODEL_SETTINGS: Final = ("dataset", "n_layer", "n_head", "n_embd", "block_size", "bias")
+"""Trainer settings that decide whether a checkpoint can be loaded: the same on every placement of a run."""
+
+
+def _optional(info: FieldInfo) -> tuple[Any, Any]:
+    """The definition of a field for create_model that may be left out; None is no value for it."""
+    annotation = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+    return annotation, Field(default=None, description=info.description)
+
+
+_OPTIONAL: Final[dict[str, Any]] = {
+    name: _optional(info) for name, info in TrainerConfig.model_fields.items()
+}
+TrainerOverrides: type[BaseModel] = create_model(
+    "TrainerOverrides",
+    __config__=ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False),
+    __doc__="Trainer settings that differ on one placement.",
+    **_OPTIONAL,
+)
+"""TrainerConfig with every setting optional and no relation between settings checked."""
+
+
+def check_overrides(value: Any) -> dict[str, Any]:
+    """Trainer overrides with each setting checked and converted on its own; keeps only what was given."""
+    return TrainerOverrides.model_validate(value).model_dump(exclude_unset=True)
+
+
+def contradictions(data: Mapping[str, Any]) -> list[InitErrorDetails]:
+    """What contradicts itself in a spec's raw data; settings that are wrong by themselves are left out."""
+    found = _programs(data) + _misplaced_overrides(data)
+    base = _settings(data.get("trainer"))
+    if base is not None:
+        messages, base = _relations(base)
+        found += [_error(("trainer", *keys[:1]), text) for keys, text in messages]
+        found += _variants(base, _items(data.get("placement")))
+    return found
+
+
+def is_relation(error: ErrorDetails) -> bool:
+    """True for TrainerConfig's own report of a contradiction, which :func:`contradictions` places better."""
+    return error["loc"] == ("trainer",) and error["type"] == "value_error"
+
+
+def merge_errors(title: str, errors: Iterable[ErrorDetails], more: list[InitErrorDetails]) -> ValidationError:
+    """One ValidationError with both: pydantic's own errors and ours."""
+    return ValidationError.from_exception_data(title, [*(_again(error) for error in errors), *more])
+
+
+def _again(error: ErrorDetails) -> InitErrorDetails:
+    again = InitErrorDetails(type=error["type"], loc=error["loc"], input=error["input"])
+    if "ctx" in error:
+        again["ctx"] = error["ctx"]
+    return again
+
+
+def _error(location: Location, message: str, value: Any = None) -> InitErrorDetails:
+    return InitErrorDetails(type="value_error", loc=location, input=value, ctx={"error": ValueError(message)})
+
+
+def _programs(data: Mapping[str, Any]) -> list[InitErrorDetails]:
+    given = [key for key in ("trainer", "command") if data.get(key) is not None]
+    if len(given) == 1:
+        return []
+    if given:
+        return [_error(("command",), "expected either `trainer` or `command`, got both")]
+    return [
+        _error((), "expected `trainer` (the built-in trainer) or `command` (any other program), got neither")
+    ]
+
+
+def _variants(base: dict[str, Any], variants: list[Any]) -> list[InitErrorDetails]:
+    """Contradictions inside the resolved settings of each placement, and between placements."""
+    overrides = [_settings(_get(variant, "trainer")) or {} for variant in variants]
+    found: list[InitErrorDetails] = []
+    for number, (variant, override) in enumerate(zip(variants, overrides, strict=True)):
+        place: Location = ("placement", number)
+        messages, _ = _relations({**base, **override})
+        for keys, text in messages:
+            own = [key for key in keys if key in override]
+            found += [_error((*place, "trainer", key), text, override[key]) for key in own[:1]]
+        found += _device(base, override, variant, place)
+    return found + _model_changes(base, overrides)
+
+
+def _device(
+    base: dict[str, Any], override: dict[str, Any], variant: Any, place: Location
+) -> list[InitErrorDetails]:
+    gpus = _get(variant, "gpus")
+    if {**base, **override}.get("device") != "cuda" or gpus not in (0, None):
+        return []
+    where = (
+        (*place, "trainer", "device") if "device" in override else (*place, "gpus") if gpus == 0 else place
+    )
+    return [
+        _error(
+            where, "device is cuda, but this placement grants no GPU: expected `gpus: 1` or `device: auto`"
+        )
+    ]
+
+
+_SAME: Final = "must be the same on every placement: checkpoints go from one to the other"
+
+
+def _model_changes(base: dict[str, Any], overrides: list[dict[str, Any]]) -> list[InitErrorDetails]:
+    found: list[InitErrorDetails] = []
+    for key in MODEL_SETTINGS:
+        default = base.get(key, TrainerConfig.model_fields[key].default)
+        values = [override.get(key, default) for override in overrides]
+        for number, override in enumerate(overrides):
+            if key in override and any(value != override[key] for value in values):
+                found.append(_error(("placement", number, "trainer", key), f"{key} {_SAME}", override[key]))
+    return found
+
+
+def _misplaced_overrides(data: Mapping[str, Any]) -> list[InitErrorDetails]:
+    """Trainer overrides in a spec whose program is a command."""
+    if data.get("trainer") is not None or data.get("command") is None:
+        return []
+    return [
+        _error(("placement", number, "trainer"), "only for the built-in trainer, but this spec has `command`")
+        for number, variant in enumerate(_items(data.get("placement")))
+        if _get(variant, "trainer")
+    ]
+
+
+def _relations(settings: dict[str, Any]) -> tuple[list[tuple[list[str], str]], dict[str, Any]]:
+    """Each contradiction between settings, with the settings that it names, and the settings that are left.
+
+    TrainerConfig reports one contradiction at a time; leaving out the settings it names brings up the next.
+    """
+    found: list[tuple[list[str], str]] = []
+    left = dict(settings)
+    gone: set[str] = set()
+    while True:
+        try:
+            TrainerConfig.model_validate(left)
+            return found, left
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+        named = [key for detail in details for key in _named(detail)]
+        if gone.isdisjoint(named):
+            found += [
+                ([key for key in _named(detail) if key in left], _message(detail)) for detail in details
+            ]
+        if not left.keys() & set(named):
+            return found, left
+        gone |= left.keys() & set(named)
+        left = {key: value for key, value in left.items() if key not in gone}
+
+
+def _named(detail: ErrorDetails) -> list[str]:
+    """The trainer settings that an error is about, in the order in which it names them."""
+    words = [str(part) for part in detail["loc"]] or re.findall(r"\w+", detail["msg"])
+    return list(dict.fromkeys(word for word in words if word in TrainerConfig.model_fields))
+
+
+def _message(detail: ErrorDetails) -> str:
+    return detail["msg"].removeprefix("Value error, ")
+
+
+def _settings(value: Any) -> dict[str, Any] | None:
+    """Those of the settings that are right by themselves; None where there are no settings at all."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(exclude_unset=True)
+    if not isinstance(value, Mapping):
+        return None
+    given = dict(value)
+    try:
+        return TrainerOverrides.model_validate(given).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        wrong = {detail["loc"][0] for detail in error.errors(include_url=False) if detail["loc"]}
+    left = {key: item for key, item in given.items() if key not in wrong}
+    return TrainerOverrides.model_validate(left).model_dump(exclude_unset=True)
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _get(item: Any, key: str) -> Any:
+    return item.get(key) if isinstance(item, Mapping) else getattr(item, key, None)

@@ -1,0 +1,24 @@
+"""When two specs are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from orchestrator.spec.models import RunSpec
+
+
+def canonical_json(spec: RunSpec) -> str:
+    """The spec with all its defaults as JSON: sorted keys, no spaces, ASCII. Equal specs give equal texts."""
+    return json.dumps(
+        spec.model_dump(mode="json"),
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=True,
+        allow_nan=False,
+    )
+
+
+def spec_hash(spec: RunSpec) -> str:
+    """SHA-256 of :func:`canonical_json`, in hex."""
+    return hashlib.sha256(canonical_json(spec).encode("ascii")).hexdigest()

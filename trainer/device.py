@@ -1,0 +1,114 @@
+"""Where to train and how exactly."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from orchestrator.contract import RunContext
+from trainer.checkpoint import Environment
+from trainer.config import TrainerConfig
+from trainer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The device of this process and the numerics on it."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    compiled: bool
+    deterministic: bool
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Runs matrix products in `dtype`; does nothing for fp32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def seed_dropout(self, seed: int) -> None:
+        """Decide the dropout masks that follow. Only this device's generator is touched."""
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+
+    def environment(self) -> Environment:
+        """For the checkpoint."""
+        return Environment(
+            torch=torch.__version__,
+            device=self.device.type,
+            device_name=self.name(),
+            dtype=str(self.dtype).removeprefix("torch."),
+            threads=self.threads,
+            compiled=self.compiled,
+            deterministic=self.deterministic,
+        )
+
+    def name(self) -> str:
+        """What people call the device."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return platform.processor() or platform.machine()
+
+
+def choose_hardware(config: TrainerConfig, context: RunContext) -> Hardware:
+    """Set this process up for the device that the configuration and the placement allow.
+
+    Raises:
+        UserError: the device is not there or was not granted.
+    """
+    device = _device(config.device, context.device)
+    threads = context.cpus or _all_cores()
+    if context.cpus or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)
+    deterministic = _deterministic(device, config.compile)
+    return Hardware(device, _dtype(config, device), torch.get_num_threads(), config.compile, deterministic)
+
+
+def _device(wanted: str, granted: str | None) -> torch.device:
+    name = (granted or ("cuda" if torch.cuda.is_available() else "cpu")) if wanted == "auto" else wanted
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"the placement granted the device {name!r}; the trainer knows cpu and cuda")
+    if name == "cuda" and granted == "cpu":
+        raise UserError(
+            "the configuration wants device cuda, but the placement granted no GPU; ask for gpus: 1"
+        )
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, but PyTorch sees no usable GPU on this machine")
+    return torch.device(name)
+
+
+def _dtype(config: TrainerConfig, device: torch.device) -> torch.dtype:
+    if config.dtype == "auto":
+        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if capable else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def _deterministic(device: torch.device, compiled: bool) -> bool:
+    """Ask for repeatable kernels; whether they can be had."""
+    if compiled:
+        return False
+    if device.type == "cuda":
+        # Read when cuBLAS starts, which is after this.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    return True
+
+
+def _all_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

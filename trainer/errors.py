@@ -1,0 +1,28 @@
+"""What stops training with an explanation. The message becomes the last line on stderr.
+
+::
+
+    TrainerError            exit code 1: trying again may help
+    ├── UserError           exit code 78: the configuration or data is wrong, trying again will not help
+    └── DamagedCheckpoint   exit code 1: another copy of the checkpoint may be whole
+"""
+
+from __future__ import annotations
+
+from orchestrator.contract import EXIT_USER_ERROR
+
+
+class TrainerError(Exception):
+    """Training cannot go on; the message says why and what to do."""
+
+    exit_code = 1
+
+
+class UserError(TrainerError):
+    """The configuration or the data is wrong."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class DamagedCheckpoint(TrainerError):
+    """A checkpoint's files are missing, cut short or do not fit together."""

@@ -1,0 +1,144 @@
+"""GPT-2's decoder as nanoGPT trains it. Shapes: B sequences, T tokens, C channels, V characters.
+
+Parameters carry GPT-2's published names (``h.0.attn.c_attn.weight``); matrices are stored (out, in).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.config import TrainerConfig
+
+_INIT_STD = 0.02
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over C whose bias can be left out; epsilon 1e-5."""
+
+    def __init__(self, width: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with dropout on the attention weights and on the output."""
+
+    def __init__(self, config: TrainerConfig) -> None:
+        super().__init__()
+        C = config.n_embd
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = _linear(C, 3 * C, config.bias)
+        self.c_proj = _linear(C, C, config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        heads = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, head, T, C / head)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return F.dropout(y, self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Two matrices, four times as wide between them, with an exact GELU."""
+
+    def __init__(self, config: TrainerConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.c_fc = _linear(config.n_embd, 4 * config.n_embd, config.bias)
+        self.c_proj = _linear(4 * config.n_embd, config.n_embd, config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.c_proj(F.gelu(self.c_fc(x))), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """One transformer block, normalised before each part."""
+
+    def __init__(self, config: TrainerConfig) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.attn = Attention(config)
+        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """The language model. The token embedding is also the output matrix.
+
+    ``seed`` decides the initial weights, drawn on the CPU so that every device starts from the same ones.
+    """
+
+    def __init__(self, config: TrainerConfig, vocab_size: int, seed: int = 0) -> None:
+        super().__init__()
+        self.block_size = config.block_size
+        self.dropout = config.dropout
+        self.n_layer = config.n_layer
+        self.wte = _embedding(vocab_size, config.n_embd)
+        self.wpe = _embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = LayerNorm(config.n_embd, config.bias)
+        self._initialise(torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        """N(0, 0.02) for every matrix; 0.02 / sqrt(2 n_layer) for those that add to the residual stream.
+
+        From "Language Models are Unsupervised Multitask Learners" (GPT-2), section 2.3, as nanoGPT applies it.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue
+            residual = name.endswith("c_proj.weight")
+            std = _INIT_STD / math.sqrt(2 * self.n_layer) if residual else _INIT_STD
+            parameter.normal_(0.0, std, generator=generator)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits and, given targets (B, T), the mean cross-entropy in nats.
+
+        Tokens are (B, T) with T <= block_size. Logits are (B, T, V) with targets; without them only the last
+        position's, (B, 1, V), which is what sampling needs.
+        """
+        T = tokens.shape[1]
+        positions = torch.arange(T, device=tokens.device)
+        x = F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)  # (B, T, C)
+        for block in self.h:
+            x = block(x)
+        x = self.ln_f(x)
+        if targets is None:
+            return F.linear(x[:, -1:], self.wte.weight), None
+        logits = F.linear(x, self.wte.weight)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, loss
+
+    def parameter_count(self, positions: bool = True) -> int:
+        """Number of parameters; without the position embeddings where `positions` is false, as nanoGPT counts."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        return total if positions else total - self.wpe.weight.numel()
+
+
+def _linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
+    """A linear layer with a zero bias and vacant weights: PyTorch's own initialisation would be thrown away."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _embedding(rows: int, columns: int) -> nn.Embedding:
+    layer: nn.Embedding = nn.utils.skip_init(nn.Embedding, rows, columns)
+    return layer

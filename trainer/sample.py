@@ -1,0 +1,117 @@
+"""Text from a trained model: ``python -m trainer.sample CHECKPOINT_DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from trainer import checkpoint
+from trainer.data import Vocabulary
+from trainer.errors import TrainerError, UserError
+from trainer.model import GPT
+from trainer.rng import Stream, stream_seed
+
+
+def load_model(directory: Path, device: str = "cpu") -> tuple[GPT, checkpoint.State]:
+    """The model of a checkpoint, ready to sample from, and the checkpoint's state.
+
+    Raises:
+        DamagedCheckpoint: a file is missing or damaged.
+    """
+    state = checkpoint.read_state(directory)
+    model = GPT(state.config, len(state.vocabulary))
+    weights = checkpoint.read_tensors(directory / checkpoint.MODEL_FILE)
+    checkpoint.copy_into(dict(model.named_parameters()), weights, "model")
+    return model.to(device).eval(), state
+
+
+@torch.no_grad()
+def generate(
+    model: GPT,
+    vocabulary: Vocabulary,
+    *,
+    tokens: int,
+    prompt: str = "\n",
+    temperature: float = 0.8,
+    top_k: int | None = 200,
+    seed: int = 1337,
+    stop: Callable[[], bool] = lambda: False,
+) -> str:
+    """`tokens` characters that follow the prompt; the same for the same weights, arguments and kind of device.
+
+    Characters are drawn on the CPU. Ends early once `stop` says so. `model` must be in eval mode.
+
+    Raises:
+        UserError: the prompt is empty or has characters that the model does not know.
+    """
+    if not prompt:
+        raise UserError("the prompt must have at least one character")
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(stream_seed(seed, Stream.SAMPLE))
+    text = vocabulary.encode(prompt)
+    for _ in range(tokens):
+        if stop():
+            break
+        window = torch.tensor([text[-model.block_size :]], device=device)
+        logits = model(window)[0][0, -1].float().cpu() / temperature  # (V,)
+        if top_k is not None and top_k < len(logits):
+            logits[logits < logits.topk(top_k).values[-1]] = -torch.inf
+        text.append(int(torch.multinomial(logits.softmax(0), 1, generator=generator)))
+    return vocabulary.decode(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        directory = Path(arguments.checkpoint)
+        if not directory.is_dir():
+            raise UserError(
+                f"{directory} is not a directory; a run's checkpoint is sampled with: orch sample RUN@STEP"
+            )
+        model, state = load_model(directory, arguments.device)
+        text = generate(
+            model,
+            Vocabulary(state.vocabulary),
+            tokens=arguments.tokens,
+            prompt=arguments.prompt,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k or None,
+            seed=arguments.seed,
+        )
+    except TrainerError as e:
+        print(f"trainer.sample: {e}", file=sys.stderr)
+        return e.exit_code
+    print(text)
+    return 0
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError("expected a number above 0")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.sample", description="Text from a trained model."
+    )
+    parser.add_argument("checkpoint", help="directory of a checkpoint, such as out/laptop/step-00002000")
+    parser.add_argument("--tokens", type=int, default=500, help="characters to write (default %(default)s)")
+    parser.add_argument("--temperature", type=_positive, default=0.8, help="below 1 is less random")
+    parser.add_argument(
+        "--top-k", type=int, default=200, help="draw from the K likeliest characters; 0 from all"
+    )
+    parser.add_argument("--seed", type=int, default=1337, help="the same seed gives the same text")
+    parser.add_argument("--prompt", default="\n", help="text to go on from (default: a line end)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

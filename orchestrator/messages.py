@@ -205,6 +205,11 @@ class Health(_Message):
     mlflow_url: str = ""
     ray_address: str = ""
     ray_connected: bool = False
+    mlflow_connected: bool | None = None
+    """None where there is no MLflow."""
+    mlflow_pending: int = 0
+    """Points that MLflow does not have yet."""
+    mlflow_error: str = ""
 
 
 # ------------------------------------------------------------------ agent -> api

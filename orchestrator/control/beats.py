@@ -1,0 +1,138 @@
+"""What agents say about once a second, and what they are answered."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from orchestrator.clock import Clock
+from orchestrator.control.live import LiveBoard
+from orchestrator.control.logs import RunFiles
+from orchestrator.control.outcomes import Outcomes
+from orchestrator.control.tracking import Tracking
+from orchestrator.domain.records import AttemptRecord, RunRecord
+from orchestrator.domain.states import Phase, Reason, RunState
+from orchestrator.messages import Beat, BeatReply, CheckpointNote, Order
+from orchestrator.store.ledger import Ledger
+from orchestrator.store.spool import Spool
+
+GRACE_S = 60.0
+"""Time that a program gets to save when it is ordered to stop."""
+CANCEL_GRACE_S = 20.0
+
+
+class Beats:
+    """Takes beats in. Handling the same beat again changes nothing."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        spool: Spool,
+        files: RunFiles,
+        live: LiveBoard,
+        outcomes: Outcomes,
+        tracking: Tracking,
+        clock: Clock,
+        wake: Callable[[], None],
+    ) -> None:
+        self._ledger = ledger
+        self._spool = spool
+        self._files = files
+        self._live = live
+        self._outcomes = outcomes
+        self._tracking = tracking
+        self._clock = clock
+        self._wake = wake
+        self._log_lock = threading.Lock()
+
+    def take(self, run_id: str, number: int, beat: Beat) -> BeatReply:
+        """Record a beat and answer what the attempt is to do; NotFoundError for an unknown attempt."""
+        log_size = self._take_log(run_id, number, beat)
+        with self._ledger.read() as ledger:
+            run, attempt = ledger.run(run_id), ledger.attempt(run_id, number)
+        if attempt.ended or number != run.attempt:
+            return self._not_wanted(attempt, log_size)
+        self._live.heard(run_id, number, beat.step)
+        if beat.points:
+            self._spool.add_points(run_id, number, beat.points)
+        if _has_news(attempt, beat):
+            run = self._take_news(run_id, number, beat)
+        for note in beat.checkpoints:
+            self._tracking.checkpoint(run, attempt, note)
+        if beat.outcome is not None:
+            self._outcomes.end(run_id, number, beat.outcome)
+            self._wake()
+        return self._answer(run, log_size)
+
+    def _take_log(self, run_id: str, number: int, beat: Beat) -> int:
+        with self._log_lock:
+            if beat.log is None:
+                return self._files.log_size(run_id, number)
+            return self._files.append(run_id, number, beat.log)
+
+    def _not_wanted(self, attempt: AttemptRecord, log_size: int) -> BeatReply:
+        reason = attempt.reason if attempt.ended and attempt.reason else Reason.FENCED
+        return BeatReply(order=Order.STOP, reason=reason, grace_s=5.0, log_offset=log_size)
+
+    def _answer(self, run: RunRecord, log_size: int) -> BeatReply:
+        known = self._spool.mlflow_run_id(run.id)
+        if run.stop is None:
+            return BeatReply(log_offset=log_size, mlflow_run_id=known)
+        grace = CANCEL_GRACE_S if run.stop == Reason.CANCELLED else GRACE_S
+        return BeatReply(
+            order=Order.STOP, reason=run.stop, grace_s=grace, log_offset=log_size, mlflow_run_id=known
+        )
+
+    def _take_news(self, run_id: str, number: int, beat: Beat) -> RunRecord:
+        now = self._clock.now()
+        with self._ledger.begin() as ledger:
+            run, attempt = ledger.run(run_id), ledger.attempt(run_id, number)
+            if attempt.ended:
+                return run
+            phase = beat.phase if beat.phase != Phase.ENDED else attempt.phase
+            begins = phase == Phase.RUNNING and attempt.started_at is None
+            ledger.save_attempt(
+                replace(
+                    attempt,
+                    phase=phase,
+                    device=beat.device or attempt.device,
+                    device_name=beat.device_name or attempt.device_name,
+                    first_step=beat.first_step if beat.first_step is not None else attempt.first_step,
+                    last_step=beat.step if beat.step is not None else attempt.last_step,
+                    started_at=now if begins else attempt.started_at,
+                    timings={**attempt.timings, **beat.timings},
+                )
+            )
+            if begins:
+                run = replace(run, started_at=run.started_at or now)
+                if run.state == RunState.STARTING:
+                    run = replace(run, state=RunState.RUNNING, message="")
+                ledger.save_run(run)
+                from_step = f" from step {beat.first_step}" if beat.first_step else ""
+                ledger.add_event(
+                    run_id, now, "started", f"attempt {number} runs on {attempt.node}{from_step}"
+                )
+            for text in beat.events:
+                ledger.add_event(run_id, now, "agent", text)
+            for note in beat.checkpoints:
+                ledger.add_event(run_id, note.at, "checkpoint", _describe(note, attempt))
+        if begins:
+            self._tracking.attempt_started(run)
+        return run
+
+
+def _has_news(attempt: AttemptRecord, beat: Beat) -> bool:
+    """Whether a beat says something for the ledger. A step alone does not: it is kept in memory."""
+    return bool(
+        beat.phase != attempt.phase
+        or beat.events
+        or beat.checkpoints
+        or (beat.device and beat.device != attempt.device)
+        or (beat.first_step is not None and beat.first_step != attempt.first_step)
+        or (beat.timings and {**attempt.timings, **beat.timings} != attempt.timings)
+    )
+
+
+def _describe(note: CheckpointNote, attempt: AttemptRecord) -> str:
+    return f"step {note.step} committed from {attempt.node} ({note.size} bytes in {note.seconds:.2f} s)"

@@ -1,0 +1,20 @@
+"""What a controller is told when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.settings import Home
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """Addresses as machines of the cluster see them. Holds no secret."""
+
+    home: Home
+    url: str
+    """Where agents reach this controller."""
+    store_uri: str
+    ray_address: str
+    mlflow_url: str
+    """Empty where there is no MLflow."""

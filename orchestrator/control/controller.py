@@ -1,0 +1,92 @@
+"""Puts the controller together and gives its parts one start and one stop."""
+
+from __future__ import annotations
+
+import logging
+
+from orchestrator.clock import SYSTEM, Clock
+from orchestrator.cluster.gateway import Gateway
+from orchestrator.control.beats import Beats
+from orchestrator.control.config import ControllerConfig
+from orchestrator.control.fleet import FleetWatcher
+from orchestrator.control.live import LiveBoard
+from orchestrator.control.logs import RunFiles
+from orchestrator.control.loop import Loop
+from orchestrator.control.outcomes import Outcomes
+from orchestrator.control.service import Service
+from orchestrator.control.tracking import Tracking
+from orchestrator.domain.records import AttemptRecord
+from orchestrator.store.ledger import Ledger
+from orchestrator.store.objects import open_store, store_id
+from orchestrator.store.spool import Spool
+from orchestrator.tracking.shipper import Shipper
+
+log = logging.getLogger(__name__)
+
+
+class Controller:
+    """One per cluster: observes, decides, acts, records."""
+
+    def __init__(self, config: ControllerConfig, gateway: Gateway, clock: Clock = SYSTEM) -> None:
+        self.config = config
+        self.store = open_store(config.store_uri)
+        self.store_id = store_id(self.store, create=True)
+        self.ledger = Ledger(config.home.ledger_file)
+        self.spool = Spool(config.home.points_file)
+        self.live = LiveBoard(clock)
+        self.gateway = gateway
+        files = RunFiles(config.home.run_logs)
+        self.watcher = FleetWatcher(gateway, self.wake)
+        tracking = Tracking(self.ledger, self.spool, files, clock, enabled=bool(config.mlflow_url))
+        self.outcomes = Outcomes(
+            self.ledger, self.spool, self.store, self.live, tracking, clock, self._release
+        )
+        self.beats = Beats(
+            self.ledger, self.spool, files, self.live, self.outcomes, tracking, clock, self.wake
+        )
+        self.service = Service(
+            self.ledger,
+            self.spool,
+            self.store,
+            files,
+            self.live,
+            self.watcher,
+            tracking,
+            clock,
+            config.mlflow_url,
+            self.wake,
+        )
+        self.loop = Loop(
+            config, self.ledger, self.spool, gateway, self.watcher, self.live, self.outcomes, clock
+        )
+        self.shipper = Shipper(self.spool, config.mlflow_url) if config.mlflow_url else None
+
+    def start(self) -> None:
+        """Begin to watch, decide and ship."""
+        self.watcher.start()
+        self.loop.start()
+        if self.shipper:
+            self.shipper.start()
+        log.info("controller ready at %s", self.config.url)
+
+    def stop(self) -> None:
+        """End in order; running attempts go on without us."""
+        self.loop.stop()
+        self.watcher.stop()
+        if self.shipper:
+            self.shipper.stop()
+        self.gateway.close()
+        self.spool.close()
+        self.ledger.close()
+
+    def drain(self) -> int:
+        """Start nothing new and order every attempt to save; the number of attempts that have not ended."""
+        self.loop.draining = True
+        return self.service.shut_down()
+
+    def wake(self) -> None:
+        """Something changed: let the loop look now."""
+        self.loop.wake()
+
+    def _release(self, attempt: AttemptRecord) -> None:
+        self.loop.release(attempt)

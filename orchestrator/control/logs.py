@@ -1,0 +1,67 @@
+"""Output and artifacts of attempts, as the controller keeps them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+from orchestrator.errors import ConflictError
+from orchestrator.messages import LogChunk
+
+ARTIFACT_LIMIT = 64 * 2**20
+"""Largest artifact in bytes."""
+
+
+class RunFiles:
+    """Files under one folder per run: ``a<n>.log`` and ``artifacts/``."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def log(self, run_id: str, attempt: int) -> Path:
+        """Where the output of an attempt is."""
+        return self._root / run_id / f"a{attempt}.log"
+
+    def log_size(self, run_id: str, attempt: int) -> int:
+        """Bytes of output that are here."""
+        try:
+            return self.log(run_id, attempt).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def append(self, run_id: str, attempt: int, chunk: LogChunk) -> int:
+        """Add what is new of a chunk and answer the size. A chunk that would leave a gap is not taken.
+
+        One caller per attempt at a time.
+        """
+        path = self.log(run_id, attempt)
+        size = self.log_size(run_id, attempt)
+        if chunk.offset > size or chunk.offset + len(chunk.data) <= size:
+            return size
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(chunk.data[size - chunk.offset :])
+        return chunk.offset + len(chunk.data)
+
+    def read(self, run_id: str, attempt: int, offset: int, limit: int = 256 * 1024) -> bytes:
+        """Up to `limit` bytes of output from `offset`."""
+        try:
+            with self.log(run_id, attempt).open("rb") as file:
+                file.seek(offset)
+                return file.read(limit)
+        except FileNotFoundError:
+            return b""
+
+    def save_artifact(self, run_id: str, path: str, data: bytes) -> Path:
+        """Keep one artifact, whole or not at all; ConflictError for a path that leads elsewhere."""
+        relative = PurePosixPath(path)
+        if relative.is_absolute() or ".." in relative.parts or not relative.parts or "\0" in path:
+            raise ConflictError(f"artifact path {path!r} must lie below the run")
+        if len(data) > ARTIFACT_LIMIT:
+            raise ConflictError(f"artifact {path} has {len(data)} bytes, at most {ARTIFACT_LIMIT} are kept")
+        final = self._root / run_id / "artifacts" / relative
+        final.parent.mkdir(parents=True, exist_ok=True)
+        aside = final.with_name(f".{final.name}.{os.getpid()}")
+        aside.write_bytes(data)
+        aside.replace(final)
+        return final

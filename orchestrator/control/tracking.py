@@ -1,0 +1,164 @@
+"""What MLflow is told about a run, and when. Everything goes through the spool; nothing here waits."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.clock import Clock
+from orchestrator.control.logs import RunFiles
+from orchestrator.domain.records import AttemptRecord, RunRecord
+from orchestrator.domain.states import RunState
+from orchestrator.messages import CheckpointNote
+from orchestrator.spec.models import RunSpec
+from orchestrator.store.ledger import Ledger
+from orchestrator.store.outbox import (
+    CreateRun,
+    LogArtifact,
+    LogCheckpoint,
+    LogDataset,
+    SetDescription,
+    SetStatus,
+    SetTags,
+)
+from orchestrator.store.spool import Spool
+from orchestrator.tracking.describe import AttemptRow, CheckpointRow, describe
+
+log = logging.getLogger(__name__)
+
+_STATUS = {
+    RunState.SUCCEEDED: "FINISHED",
+    RunState.FAILED: "FAILED",
+    RunState.CANCELLED: "KILLED",
+}
+
+
+class Tracking:
+    """Turns what happens to runs into tasks for the shipper. Does nothing where there is no MLflow."""
+
+    def __init__(self, ledger: Ledger, spool: Spool, files: RunFiles, clock: Clock, *, enabled: bool) -> None:
+        self._ledger = ledger
+        self._spool = spool
+        self._files = files
+        self._clock = clock
+        self._enabled = enabled
+
+    def run_created(self, run: RunRecord) -> None:
+        """The MLflow run, with parameters, tags and the spec as artifacts. Repeating it changes nothing."""
+        if not self._enabled:
+            return
+        create = CreateRun(
+            name=run.spec.name,
+            experiment=run.spec.experiment,
+            start_ms=_ms(run.created_at),
+            user=run.user,
+            source_name="orch submit",
+            tags=_tags(run),
+            params=parameters(run.spec),
+            description=self._description(run, [], []),
+        )
+        self._spool.enqueue(run.id, create)
+        resolved = yaml.safe_dump(run.spec.model_dump(mode="json", exclude_none=True), sort_keys=False)
+        self._spool.enqueue_bytes(run.id, "spec/resolved.yaml", resolved.encode())
+        if run.source:
+            self._spool.enqueue_bytes(run.id, "spec/as-written.yaml", run.source.encode())
+
+    def attempt_started(self, run: RunRecord) -> None:
+        """The run executes now."""
+        self._tell(run, SetStatus(status="RUNNING", time_ms=_ms(self._clock.now())))
+
+    def attempt_ended(self, run: RunRecord) -> None:
+        """The run waits for its next attempt, or has ended."""
+        if run.state in _STATUS:
+            status = _STATUS[run.state]
+            at = _ms(run.ended_at or self._clock.now())
+            self._tell(run, SetStatus.model_validate({"status": status, "time_ms": at}))
+        else:
+            self._tell(run)
+
+    def checkpoint(self, run: RunRecord, attempt: AttemptRecord, note: CheckpointNote) -> None:
+        """A checkpoint was committed."""
+        if not self._enabled:
+            return
+        task = LogCheckpoint(
+            step=note.step,
+            attempt=attempt.number,
+            uri=note.uri,
+            sha256=note.sha256,
+            size=note.size,
+            time_ms=_ms(note.at),
+            metrics=note.metrics,
+        )
+        self._spool.enqueue(run.id, task)
+
+    def artifact(self, run: RunRecord, path: str, file: Path) -> None:
+        """A file that the program left for its users; `dataset.json` describes the data it trains on."""
+        if not self._enabled:
+            return
+        self._spool.enqueue(run.id, LogArtifact(artifact_path=path, file=str(file)))
+
+    def dataset(self, run: RunRecord, name: str, digest: str, source: str, profile: dict[str, Any]) -> None:
+        """The data that the run trains on."""
+        if self._enabled:
+            self._spool.enqueue(
+                run.id, LogDataset(name=name, digest=digest[:36], source=source, profile=profile)
+            )
+
+    def _tell(self, run: RunRecord, *more: SetStatus) -> None:
+        if not self._enabled:
+            return
+        with self._ledger.read() as ledger:
+            attempts = ledger.attempts(run.id)
+            events = ledger.events(run.id)
+        saved = [CheckpointRow(event.text) for event in events if event.kind == "checkpoint"]
+        text = self._description(run, attempts, saved)
+        tags = {f"orch.attempt.{a.number}": _where(a) for a in attempts}
+        tasks = [SetDescription(text=text), SetTags(tags={**tags, "orch.state": run.state.value})]
+        self._spool.enqueue(run.id, *tasks, *more)
+
+    def _description(self, run: RunRecord, attempts: list[AttemptRecord], saved: list[CheckpointRow]) -> str:
+        rows = [
+            AttemptRow(
+                number=a.number,
+                node=a.node,
+                device=a.device_name or a.device or "",
+                first_step=a.first_step,
+                last_step=a.last_step,
+                ended=a.reason.value if a.reason else "",
+            )
+            for a in attempts
+        ]
+        return describe(run.spec, run.state.value, rows, saved)
+
+
+def parameters(spec: RunSpec) -> dict[str, str]:
+    """What MLflow shows as parameters: the program's settings by their own names, the rest by their keys."""
+    values: dict[str, Any] = {"placement": ", ".join(_placement(spec)), "priority": spec.priority}
+    if spec.trainer is not None:
+        values |= spec.trainer.model_dump(mode="json")
+    if spec.command is not None:
+        values["command"] = " ".join(spec.command.argv)
+    if spec.resume_from:
+        values["resume_from"] = spec.resume_from
+    return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def _placement(spec: RunSpec) -> list[str]:
+    return [f"{v.pool}({v.cpus} cpu, {v.gpus} gpu)" for v in spec.placement]
+
+
+def _tags(run: RunRecord) -> dict[str, str]:
+    return {"orch.run_id": run.id, "orch.spec_sha256": run.spec_hash, **run.spec.tags}
+
+
+def _where(attempt: AttemptRecord) -> str:
+    device = attempt.device_name or attempt.device or "?"
+    return f"{attempt.node} ({device})"
+
+
+def _ms(instant: datetime) -> int:
+    return int(instant.timestamp() * 1000)

@@ -1,0 +1,157 @@
+"""What clients see: views put together from the ledger, the spool and the signs of life."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.control.fleet import Fleet
+from orchestrator.control.live import LiveBoard
+from orchestrator.domain.planner import loads
+from orchestrator.domain.records import AttemptRecord, EventRecord, RunRecord
+from orchestrator.domain.states import CONSEQUENCES, RunState
+from orchestrator.messages import AttemptView, CheckpointView, EventView, NodeView, RunView
+from orchestrator.store.ledger import OPEN_STATES, Ledger
+from orchestrator.store.runlog import CheckpointRecord
+from orchestrator.store.spool import Spool
+
+_KEYS = ("train/loss", "val/loss", "perf/tokens_per_s", "perf/step_ms")
+
+
+class Views:
+    """Builds what is shown."""
+
+    def __init__(self, ledger: Ledger, spool: Spool, live: LiveBoard) -> None:
+        self._ledger = ledger
+        self._spool = spool
+        self._live = live
+
+    def runs(self, runs: Sequence[RunRecord]) -> list[RunView]:
+        """Runs as a list shows them, in the given order."""
+        ids = [run.id for run in runs]
+        with self._ledger.read() as ledger:
+            attempts = ledger.last_attempts(ids)
+        latest = self._spool.latest_many(ids, keys=_KEYS)
+        return [self._run(run, attempts.get(run.id), latest.get(run.id, {})) for run in runs]
+
+    def run(self, run: RunRecord) -> RunView:
+        """One run."""
+        return self.runs([run])[0]
+
+    def _run(
+        self, run: RunRecord, attempt: AttemptRecord | None, latest: dict[str, tuple[int, float]]
+    ) -> RunView:
+        step = self._step(run, attempt)
+        target = run.spec.trainer.max_steps if run.spec.trainer else None
+        value = {key: latest[key][1] if key in latest else None for key in _KEYS}
+        running = run.state == RunState.RUNNING
+        step_ms = value["perf/step_ms"]
+        eta = None
+        if running and target and step is not None and step_ms:
+            eta = max(0, target - step) * step_ms / 1000
+        return RunView(
+            id=run.id,
+            name=run.spec.name,
+            experiment=run.spec.experiment,
+            state=run.state,
+            reason=run.reason,
+            message=_message(run),
+            priority=run.spec.priority,
+            pool=attempt.variant.pool if attempt else None,
+            node=attempt.node if attempt else None,
+            attempt=run.attempt,
+            step=step,
+            target_steps=target,
+            loss=value["train/loss"],
+            val_loss=value["val/loss"],
+            tokens_per_s=value["perf/tokens_per_s"] if running else None,
+            eta_s=eta,
+            created_at=run.created_at,
+            started_at=run.started_at,
+            ended_at=run.ended_at,
+            user=run.user,
+        )
+
+    def _step(self, run: RunRecord, attempt: AttemptRecord | None) -> int | None:
+        if attempt is None:
+            return run.restore_step
+        live = self._live.step(run.id, attempt.number)
+        known = [step for step in (live, attempt.last_step, attempt.first_step) if step is not None]
+        if known:
+            return max(known)
+        if attempt.number == 1:
+            return run.restore_step
+        with self._ledger.read() as ledger:
+            steps = [a.last_step for a in ledger.attempts(run.id) if a.last_step is not None]
+        return steps[-1] if steps else None
+
+    def attempts(self, attempts: Sequence[AttemptRecord]) -> list[AttemptView]:
+        """Attempts with the newest step of those that execute."""
+        return [self._attempt(attempt) for attempt in attempts]
+
+    def _attempt(self, a: AttemptRecord) -> AttemptView:
+        step = self._live.step(a.run_id, a.number)
+        return AttemptView(
+            number=a.number,
+            phase=a.phase,
+            reason=a.reason,
+            message=a.message,
+            node=a.node,
+            pool=a.variant.pool,
+            device=a.device_name or a.device,
+            first_step=a.first_step,
+            last_step=step if step is not None else a.last_step,
+            exit_code=a.exit_code,
+            created_at=a.created_at,
+            started_at=a.started_at,
+            ended_at=a.ended_at,
+            timings=a.timings,
+        )
+
+    def nodes(self, fleet: Fleet) -> list[NodeView]:
+        """Machines with what runs on them, by name. A lost node is shown until one of its name is back."""
+        with self._ledger.read() as ledger:
+            names = {run.id: run.spec.name for run in ledger.runs(states=OPEN_STATES)}
+            used = {load.node.ray_id: load for load in loads(fleet.nodes, ledger.open_attempts(), names)}
+        views = {}
+        for node in sorted(fleet.nodes, key=lambda node: (node.name, node.alive)):
+            load = used.get(node.ray_id)
+            views[node.name] = NodeView(
+                name=node.name,
+                pool=node.pool,
+                state="ready" if node.alive and fleet.connected else "lost",
+                address=node.address,
+                cpus=node.cpus,
+                cpus_used=load.cpus_used if load else 0,
+                gpus=node.gpus,
+                gpus_used=load.gpus_used if load else 0,
+                memory=node.memory,
+                runs=list(load.runs) if load else [],
+            )
+        return list(views.values())
+
+
+def events(records: Sequence[EventRecord]) -> list[EventView]:
+    """The history of a run."""
+    return [EventView(at=record.at, kind=record.kind, text=record.text) for record in records]
+
+
+def checkpoint(record: CheckpointRecord, run_id: str) -> CheckpointView:
+    """One committed checkpoint."""
+    return CheckpointView(
+        run=run_id,
+        step=record.step,
+        attempt=record.attempt,
+        node=record.node,
+        device=record.device,
+        at=record.at,
+        size=record.size,
+        metrics=record.metrics,
+        uri=record.uri,
+        kept=not record.retired,
+    )
+
+
+def _message(run: RunRecord) -> str:
+    if run.message or run.reason is None:
+        return run.message
+    return CONSEQUENCES[run.reason].text

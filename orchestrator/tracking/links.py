@@ -1,0 +1,53 @@
+"""Addresses of MLflow's pages.
+
+MLflow 3 opens pages in its GenAI mode unless the address says ``workflowType=machine_learning``; lists travel
+as URL-encoded JSON; on the comparison page ``runs`` must come first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from urllib.parse import quote
+
+_MODE = "workflowType=machine_learning"
+
+
+def run_link(base: str, experiment_id: str, run_id: str) -> str:
+    """The page of one run."""
+    return f"{_root(base)}/experiments/{experiment_id}/runs/{run_id}?{_MODE}"
+
+
+def experiment_link(base: str, experiment_id: str) -> str:
+    """The table of an experiment's runs."""
+    return f"{_root(base)}/experiments/{experiment_id}/runs?{_MODE}"
+
+
+def compare_link(base: str, experiment_ids: Sequence[str], run_ids: Sequence[str]) -> str:
+    """Several runs side by side: parameters, metrics, tags, plots."""
+    return f"{_root(base)}/compare-runs?runs={_json(run_ids)}&experiments={_json(experiment_ids)}&{_MODE}"
+
+
+def charts_link(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
+    """The chart view of an experiment, restricted to these runs."""
+    chosen = quote(f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in run_ids)})", safe="")
+    return (
+        f"{_root(base)}/experiments/{experiment_id}/runs?{_MODE}&compareRunsMode=CHART&searchFilter={chosen}"
+    )
+
+
+def metric_link(base: str, experiment_ids: Sequence[str], run_ids: Sequence[str], metric: str) -> str:
+    """One metric of several runs as a curve."""
+    return (
+        f"{_root(base)}/metric?runs={_json(run_ids)}&metric={_json(metric)}"
+        f"&experiments={_json(experiment_ids)}&plot_metric_keys={_json([metric])}&{_MODE}"
+    )
+
+
+def _root(base: str) -> str:
+    return f"{base.rstrip('/')}/#"
+
+
+def _json(value: Sequence[str]) -> str:
+    listed = value if isinstance(value, str) else list(value)
+    return quote(json.dumps(listed, separators=(",", ":")), safe="")

@@ -50,8 +50,7 @@ def contradictions(data: Mapping[str, Any]) -> list[InitErrorDetails]:
     found = _programs(data) + _misplaced_overrides(data)
     base = _settings(data.get("trainer"))
     if base is not None:
-        messages, base = _relations(base)
-        found += [_error(("trainer", *keys[:1]), text) for keys, text in messages]
+        found += [_error(("trainer", *keys[:1]), text) for keys, text in _relations(base)]
         found += _variants(base, _items(data.get("placement")))
     return found
 
@@ -94,8 +93,7 @@ def _variants(base: dict[str, Any], variants: list[Any]) -> list[InitErrorDetail
     found: list[InitErrorDetails] = []
     for number, (variant, override) in enumerate(zip(variants, overrides, strict=True)):
         place: Location = ("placement", number)
-        messages, _ = _relations({**base, **override})
-        for keys, text in messages:
+        for keys, text in _relations({**base, **override}):
             own = [key for key in keys if key in override]
             found += [_error((*place, "trainer", key), text, override[key]) for key in own[:1]]
         found += _device(base, override, variant, place)
@@ -143,8 +141,8 @@ def _misplaced_overrides(data: Mapping[str, Any]) -> list[InitErrorDetails]:
     ]
 
 
-def _relations(settings: dict[str, Any]) -> tuple[list[tuple[list[str], str]], dict[str, Any]]:
-    """Each contradiction between settings, with the settings that it names, and the settings that are left.
+def _relations(settings: dict[str, Any]) -> list[tuple[list[str], str]]:
+    """Each contradiction between settings, with the settings that it names.
 
     TrainerConfig reports one contradiction at a time; leaving out the settings it names brings up the next.
     """
@@ -154,7 +152,7 @@ def _relations(settings: dict[str, Any]) -> tuple[list[tuple[list[str], str]], d
     while True:
         try:
             TrainerConfig.model_validate(left)
-            return found, left
+            return found
         except ValidationError as error:
             details = error.errors(include_url=False)
         named = [key for detail in details for key in _named(detail)]
@@ -163,7 +161,7 @@ def _relations(settings: dict[str, Any]) -> tuple[list[tuple[list[str], str]], d
                 ([key for key in _named(detail) if key in left], _message(detail)) for detail in details
             ]
         if not left.keys() & set(named):
-            return found, left
+            return found
         gone |= left.keys() & set(named)
         left = {key: value for key, value in left.items() if key not in gone}
 

@@ -84,6 +84,8 @@ def _expected(detail: ErrorDetails, path: Path, wanted: Shape | None) -> str:
     hint = ""
     if wanted and wanted.kind == "text" and isinstance(value, bool | int | float):
         hint = f"; put it in quotes if it is meant as text: '{shown(value)}'"
+    if detail["type"] == "less_than_equal" and "at most" not in words and " to " not in words:
+        words += f" and at most {detail['ctx']['le']}"
     if value is None:
         hint = "; leave the key out to get the default" if wanted and len(path) else ""
     return f"expected {words}, got {shown(value)}{hint}"

@@ -6,13 +6,17 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeAlias, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from orchestrator.spec import checks
-from orchestrator.spec.models import RunSpec, Words
+from orchestrator.spec.models import RunSpec
+from orchestrator.spec.values import Words
+
+_UNSAID: Final = 1e9
+"""Upper limits from here on only guard against overflow, and are said only when they are met."""
 
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -109,16 +113,23 @@ def _choices(names: list[str]) -> str:
 
 
 def _number(kind: type, metadata: list[Any]) -> str:
+    """`a whole number above 0`, `a number from 0 to below 1`."""
     limits: dict[str, Any] = {}
     for data in metadata:
-        limits |= {name: getattr(data, name) for name in ("gt", "ge", "lt", "le") if hasattr(data, name)}
-        for nested in getattr(data, "metadata", ()):
-            limits |= {
-                name: getattr(nested, name) for name in ("gt", "ge", "lt", "le") if hasattr(nested, name)
-            }
-    words = [
-        f"{phrase} {limits[name]:g}"
-        for name, phrase in (("gt", "above"), ("ge", "of at least"), ("lt", "below"), ("le", "of at most"))
-        if limits.get(name) is not None
-    ]
-    return " ".join(["a whole number" if kind is int else "a number", " and ".join(words)]).strip()
+        for constraint in getattr(data, "metadata", [data]):
+            found = {name: getattr(constraint, name, None) for name in ("gt", "ge", "lt", "le")}
+            limits |= {name: limit for name, limit in found.items() if limit is not None}
+    below, most = limits.get("lt"), limits.get("le", _UNSAID)
+    if "gt" in limits:
+        low, to = f"above {limits['gt']:g}", "and"
+    elif "ge" in limits:
+        low, to = f"from {limits['ge']:g}", "to"
+    else:
+        low, to = "", ""
+    high = (
+        f"{to} below {below:g}" if below is not None else f"{to} at most {most:g}" if most < _UNSAID else ""
+    )
+    if low.startswith("from"):
+        low = low if high else f"of at least {limits['ge']:g}"
+        high = high.replace("to at most", "to")
+    return " ".join(word for word in ("a whole number" if kind is int else "a number", low, high) if word)

@@ -1,0 +1,75 @@
+"""JSON Schema of specs, for editors: completion, descriptions, and a red line under mistakes.
+
+Written for draft 7, which editors' YAML servers know, and without references, so that the description of
+every field is shown where it stands.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from orchestrator.spec.checks import TrainerOverrides
+from orchestrator.spec.models import RunSpec
+from trainer.config import TrainerConfig
+
+_DRAFT: Final = "http://json-schema.org/draft-07/schema#"
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of a spec file."""
+    schema = _schema(RunSpec, "urn:orch:spec", "orch spec")
+    overrides = _inlined(TrainerOverrides.model_json_schema())
+    for setting in overrides["properties"].values():
+        setting.pop("default", None)
+    variant = schema["properties"]["placement"]["items"]
+    override = variant["properties"]["trainer"]
+    override.update(properties=overrides["properties"], additionalProperties=False)
+    schema["oneOf"] = [
+        {"required": [key], "properties": {key: {"type": "object"}, other: {"type": "null"}}}
+        for key, other in (("trainer", "command"), ("command", "trainer"))
+    ]
+    return schema
+
+
+def trainer_json_schema() -> dict[str, Any]:
+    """The schema of a file for `python -m trainer --config`."""
+    return _schema(TrainerConfig, "urn:orch:trainer", "trainer configuration")
+
+
+def schema_text(schema: dict[str, Any]) -> str:
+    """A schema as it is kept in a file."""
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def _schema(model: type[BaseModel], identity: str, title: str) -> dict[str, Any]:
+    return {"$schema": _DRAFT, "$id": identity, **_inlined(model.model_json_schema()), "title": title}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    definitions = schema.pop("$defs", {})
+    inlined = _inline(schema, definitions)
+    assert isinstance(inlined, dict)
+    return inlined
+
+
+def _inline(part: Any, definitions: dict[str, Any]) -> Any:
+    """Put definitions where they are used; a description at the place of use wins over the definition's."""
+    if isinstance(part, list):
+        return [_inline(item, definitions) for item in part]
+    if not isinstance(part, dict):
+        return part
+    rest = {
+        key: _inline(value, definitions)
+        for key, value in part.items()
+        if key != "$ref" and not (key == "title" and isinstance(value, str))
+    }
+    if "patternProperties" in rest:
+        ((pattern, value),) = rest.pop("patternProperties").items()
+        rest |= {"propertyNames": {"pattern": pattern}, "additionalProperties": value}
+    if "$ref" not in part:
+        return rest
+    name = part["$ref"].removeprefix("#/$defs/")
+    return {**_inline(definitions[name], definitions), **rest}

@@ -1,0 +1,203 @@
+"""The records of a run's log, and how they look in storage.
+
+A record is one JSON object with a version and, as its last key, the SHA-256 of everything before it: a
+flipped bit in a step number would otherwise pass for a record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Annotated, Final, Literal
+from urllib.parse import quote
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
+
+from orchestrator.errors import DamagedError, StoreError
+from orchestrator.store.protocol import check_key
+
+VERSION: Final = 1
+MAX_SLOT: Final = 99_999_999
+_TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\n')
+_TAIL_SIZE: Final = len(b',"sha256":""}\n') + 64
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Size = Annotated[int, Field(ge=0)]
+
+
+def _relative(path: str) -> str:
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in path or len(path) > 1024:
+        raise ValueError(f"{path!r} is not a relative path without '.' and '..'")
+    return path
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileEntry(_Frozen):
+    """One file of a checkpoint; `path` below its directory, with `/` between names."""
+
+    path: Annotated[str, AfterValidator(_relative)]
+    size: Size
+    sha256: Sha256
+
+
+class PointsRef(_Frozen):
+    """The object with the metric points that were measured since the checkpoint before."""
+
+    key: Annotated[str, AfterValidator(check_key)]
+    size: Size
+    sha256: Sha256
+
+
+class Parent(_Frozen):
+    """The checkpoint that an attempt went on from; it may be another run's."""
+
+    run: str
+    step: int
+    id: UUID
+
+
+class _Record(_Frozen):
+    version: Literal[1] = 1
+    run: str
+    slot: int = Field(ge=1, le=MAX_SLOT)
+    id: UUID
+    attempt: int = Field(ge=1)
+    """Launch of the run that wrote this; the highest one in the log owns the run."""
+    at: AwareDatetime
+    """Instant on the writer's clock; nothing depends on it."""
+    node: str = ""
+
+
+class Fence(_Record):
+    """An attempt has taken the run: nothing of an earlier attempt can follow."""
+
+    kind: Literal["fence"] = "fence"
+
+
+class CheckpointRecord(_Record):
+    """A committed checkpoint."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int = Field(ge=0)
+    data: Annotated[str, AfterValidator(check_key)]
+    """Key prefix of the files, without a slash at the end."""
+    files: tuple[FileEntry, ...] = Field(min_length=1)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    device: str = ""
+    points: PointsRef | None = None
+    parent: Parent | None = None
+    retired: bool = Field(default=False, exclude=True)
+    """True where a later record says that the data may be gone. Not stored: the fold of the log sets it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of paths and contents, the same for two checkpoints with the same files."""
+        lines = sorted(f"{file.sha256} {file.path}\n" for file in self.files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def key(self, file: FileEntry) -> str:
+        """Where the bytes of one of the files are."""
+        return data_key(self.data, file.path)
+
+
+class Retire(_Record):
+    """Checkpoints that do not count any more; their data may be deleted."""
+
+    kind: Literal["retire"] = "retire"
+    checkpoints: tuple[UUID, ...] = Field(min_length=1)
+    why: str = ""
+
+
+Record = Fence | CheckpointRecord | Retire
+_ADAPTER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
+_VERSION: TypeAdapter[dict[str, object]] = TypeAdapter(dict[str, object])
+
+
+def encode(record: Record) -> bytes:
+    """The bytes of a record, one line."""
+    body = record.model_dump_json().encode()
+    digest = hashlib.sha256(body).hexdigest()
+    return body[:-1] + f',"sha256":"{digest}"}}\n'.encode()
+
+
+def decode(data: bytes, run: str, slot: int) -> Record:
+    """The record in a slot; DamagedError where it is not whole or belongs elsewhere."""
+    where = f"log record {slot} of run {run}"
+    tail = _TAIL.fullmatch(data[-_TAIL_SIZE:])
+    body = data[:-_TAIL_SIZE] + b"}"
+    if tail is None or hashlib.sha256(body).hexdigest().encode() != tail[1]:
+        raise DamagedError(f"{where} does not match its SHA-256")
+    version = _VERSION.validate_json(body).get("version")
+    if version != VERSION:
+        raise StoreError(
+            f"{where} has format version {version}; this program reads version {VERSION}",
+            remedy="Install the version of orch here that the other machines have.",
+        )
+    try:
+        record = _ADAPTER.validate_json(body)
+    except ValidationError as error:
+        raise DamagedError(f"{where} is not a valid record: {error}") from error
+    if (record.run, record.slot) != (run, slot):
+        raise DamagedError(f"{where} holds record {record.slot} of run {record.run}")
+    return record
+
+
+def check_run_id(run_id: str) -> str:
+    """The run id, or StoreError where it cannot be part of a key."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise StoreError(
+            f"{run_id[:200]!r} cannot be a run id", remedy="Use letters, digits, '.', '_' and '-'."
+        )
+    return run_id
+
+
+def log_key(run: str, slot: int) -> str:
+    """Where a record is."""
+    return f"runs/{run}/log/{slot:08d}.json"
+
+
+def data_root(run: str) -> str:
+    """Prefix of the data of all checkpoints of a run, with a slash at the end."""
+    return f"runs/{run}/data/"
+
+
+def data_prefix(run: str, attempt: int, step: int, token: UUID) -> str:
+    """Where the files of one checkpoint go."""
+    return f"{data_root(run)}{attempt}/{step}-{token}"
+
+
+def points_key(run: str, attempt: int, step: int, token: UUID) -> str:
+    """Where the points of one checkpoint go."""
+    return f"runs/{run}/points/{attempt}-{step}-{token}.jsonl"
+
+
+def data_key(prefix: str, path: str) -> str:
+    """Key of a file; characters that keys cannot have are percent-encoded."""
+    return check_key(f"{prefix}/{quote(PurePosixPath(path).as_posix(), safe='/~=+@,')}")
+
+
+def instant(at: datetime) -> datetime:
+    """The instant as records keep it, in whole milliseconds."""
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)

@@ -1,0 +1,239 @@
+"""The log of a run: create-only numbered slots in shared storage, the truth about who owns it and what it
+has.
+
+Slots are filled in order without gaps: a record goes to the first empty slot, after all before it were
+read. So whoever creates a slot knows everything that precedes it, and taking the *next* slot with a FENCE
+shuts out every earlier attempt, wherever it runs and however late it wakes up: its own next record meets a
+slot that is taken.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from orchestrator.clock import SYSTEM, Clock
+from orchestrator.errors import DamagedError, FencedError, NotFoundError, StoreError, StoreUnavailableError
+from orchestrator.store.protocol import ObjectStore, read_bytes
+from orchestrator.store.records import (
+    CheckpointRecord,
+    Fence,
+    Record,
+    Retire,
+    check_run_id,
+    decode,
+    encode,
+    instant,
+    log_key,
+)
+
+__all__ = [
+    "CheckpointRecord",
+    "Claim",
+    "Fence",
+    "History",
+    "Record",
+    "Retire",
+    "RunLog",
+    "Unreadable",
+    "fold",
+]
+
+_LOST_RACES: Final = 1000
+"""Slots in a row that others may take before an append gives up; each means that somebody made progress."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A slot whose record is damaged."""
+
+    slot: int
+    why: str
+
+
+class RunLog:
+    """The log of one run. Records are immutable, so each slot is read once. Can be used from several
+    threads.
+    """
+
+    def __init__(self, store: ObjectStore, run_id: str, clock: Clock = SYSTEM) -> None:
+        self.store = store
+        self.run_id = check_run_id(run_id)
+        self._clock = clock
+        self._slots: list[Record | Unreadable] = []
+        self._lock = threading.Lock()
+
+    def slots(self) -> list[Record | Unreadable]:
+        """Everything in the log now, in order; element 0 is slot 1."""
+        with self._lock:
+            while (found := self._read(len(self._slots) + 1)) is not None:
+                self._slots.append(found)
+            return list(self._slots)
+
+    def records(self) -> list[Record]:
+        """The readable records in the log now, in order."""
+        return [slot for slot in self.slots() if not isinstance(slot, Unreadable)]
+
+    def unreadable(self) -> list[Unreadable]:
+        """The slots whose records are damaged."""
+        return [slot for slot in self.slots() if isinstance(slot, Unreadable)]
+
+    def claim(self, attempt: int, *, node: str) -> Claim:
+        """Take the run for an attempt; from then on nothing of an earlier one can be committed.
+
+        FencedError where the log has anything of this attempt or a later one already: an attempt is claimed
+        once.
+        """
+        for _ in range(_LOST_RACES):
+            slots = self.slots()
+            owner = fold(slots).owner
+            if owner >= attempt:
+                raise FencedError(
+                    f"run {self.run_id} belongs to attempt {owner} already; attempt {attempt} cannot take it",
+                )
+            fence = Fence(**self._stamp(len(slots) + 1, attempt), node=node)
+            if self.create(fence):
+                return Claim(self, fence)
+        raise self._contended()
+
+    def create(self, record: Record) -> bool:
+        """Fill a slot; False where another record has it. Durable when this returns.
+
+        An error or a refusal of the store is no answer, for it may have come after the write: the slot is
+        read again, and the record's id decides.
+        """
+        key, data = log_key(self.run_id, record.slot), encode(record)
+        try:
+            if self.store.put(key, data, create_only=True):
+                return True
+        except StoreError:
+            if not self._holds(record):
+                raise
+            # Returns once the record that is there is durable, or raises again.
+            self.store.put(key, data, create_only=True)
+            return True
+        return self._holds(record)
+
+    def _holds(self, record: Record) -> bool:
+        found = self._read(record.slot)
+        return not isinstance(found, Unreadable) and found is not None and found.id == record.id
+
+    def _read(self, slot: int) -> Record | Unreadable | None:
+        try:
+            data = read_bytes(self.store, log_key(self.run_id, slot))
+        except NotFoundError:
+            return None
+        try:
+            return decode(data, self.run_id, slot)
+        except DamagedError as error:
+            return Unreadable(slot, error.message)
+
+    def _stamp(self, slot: int, attempt: int) -> dict[str, object]:
+        at = instant(self._clock.now())
+        return {"run": self.run_id, "slot": slot, "id": uuid.uuid4(), "attempt": attempt, "at": at}
+
+    def _contended(self) -> StoreError:
+        return StoreUnavailableError(
+            f"run {self.run_id}: {_LOST_RACES} records in a row went to somebody else",
+            remedy="Look for a second controller that works on the same store.",
+        )
+
+
+class Claim:
+    """The right of one attempt to write to the log, until a newer attempt takes it."""
+
+    def __init__(self, log: RunLog, fence: Fence) -> None:
+        self.log = log
+        self.fence = fence
+        self.attempt = fence.attempt
+        self.run_id = fence.run
+
+    def check(self) -> None:
+        """FencedError where a newer attempt has taken the run. Reads only slots that are new."""
+        self._history()
+
+    def append(self, make: Callable[[dict[str, object]], Record]) -> Record:
+        """Add a record; `make` gets the fields that every record has. FencedError where the run is taken.
+
+        After FencedError nothing was written. After StoreUnavailableError that is unknown.
+        """
+        for _ in range(_LOST_RACES):
+            last = self._history().last_slot
+            record = make(self.log._stamp(last + 1, self.attempt))
+            if self.log.create(record):
+                return record
+        raise self.log._contended()
+
+    def history(self) -> History:
+        """What the log says now. FencedError where the run is taken."""
+        return self._history()
+
+    def _history(self) -> History:
+        history = fold(self.log.slots())
+        if history.owner != self.attempt:
+            raise FencedError(
+                f"attempt {history.owner} has taken run {self.run_id} from attempt {self.attempt}"
+            )
+        for slot in history.unreadable:
+            if slot.slot > self.fence.slot:
+                # It may be the fence of a newer attempt. Ending is safe, going on is not.
+                raise FencedError(
+                    f"run {self.run_id}: log record {slot.slot} is damaged ({slot.why}), so attempt "
+                    f"{self.attempt} cannot tell whether it still owns the run",
+                )
+        return history
+
+
+@dataclass(frozen=True)
+class History:
+    """What a log says."""
+
+    owner: int = 0
+    """The highest attempt; 0 where nobody has claimed the run."""
+    last_slot: int = 0
+    checkpoints: tuple[CheckpointRecord, ...] = ()
+    """Those that counted when they were written, in the order of the log; `retired` where they do not any
+    more.
+    """
+    unreadable: tuple[Unreadable, ...] = field(default=())
+
+    @property
+    def live(self) -> list[CheckpointRecord]:
+        """Checkpoints that count, in the order of the log, the newest last; at most one per step."""
+        return [checkpoint for checkpoint in self.checkpoints if not checkpoint.retired]
+
+    def find(self, step: int) -> CheckpointRecord | None:
+        """The checkpoint that counts for a step."""
+        return next((checkpoint for checkpoint in self.live if checkpoint.step == step), None)
+
+
+def fold(slots: list[Record | Unreadable]) -> History:
+    """What the log says, computed from its slots in order.
+
+    The highest attempt so far owns the log, and what an earlier one wrote after it does not count (the
+    slots make that impossible; this is the second lock on the door). Of several checkpoints of one step the
+    first counts, until it is retired.
+    """
+    owner = 0
+    found: list[CheckpointRecord] = []
+    retired: set[uuid.UUID] = set()
+    live: dict[int, uuid.UUID] = {}
+    for record in slots:
+        if isinstance(record, Unreadable) or record.attempt < owner:
+            continue
+        owner = record.attempt
+        if isinstance(record, CheckpointRecord) and record.step not in live:
+            found.append(record)
+            live[record.step] = record.id
+        elif isinstance(record, Retire):
+            retired.update(record.checkpoints)
+            live = {step: id_ for step, id_ in live.items() if id_ not in retired}
+    return History(
+        owner=owner,
+        last_slot=len(slots),
+        checkpoints=tuple(c.model_copy(update={"retired": True}) if c.id in retired else c for c in found),
+        unreadable=tuple(slot for slot in slots if isinstance(slot, Unreadable)),
+    )

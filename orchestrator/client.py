@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +45,8 @@ T = TypeVar("T")
 
 TIMEOUT_S = 30.0
 """Longest wait for an answer."""
+MOST_RUNS = 10_000
+"""Largest number of runs that the controller lists at once."""
 POLL_S = 1.0
 """Pause between two looks at a run that is followed."""
 PATIENCE_S = 300.0
@@ -70,7 +72,8 @@ class _LostAnswerError(UnavailableError):
 class LogPlace:
     """Where a reader of a run's output is."""
 
-    attempt: int = 1
+    attempt: int = 0
+    """0: before the first attempt."""
     offset: int = 0
 
 
@@ -185,10 +188,10 @@ class Client:
         return self._one(PlanView, "POST", "/v1/plan", body=request)
 
     def runs(
-        self, state: str | None = None, experiment: str | None = None, limit: int | None = None
+        self, states: Sequence[str] = (), experiment: str | None = None, limit: int = MOST_RUNS
     ) -> list[RunView]:
-        """Runs, newest first."""
-        query = {"state": state, "experiment": experiment, "limit": limit}
+        """Runs in one of the states (any where none is given), newest first."""
+        query = {"state": list(states), "experiment": experiment, "limit": limit}
         return self._many(RunView, "/v1/runs", query)
 
     def run(self, ref: str) -> RunDetail:
@@ -207,14 +210,22 @@ class Client:
         """Committed checkpoints of a run."""
         return self._many(CheckpointView, _run_path(ref, "checkpoints"))
 
-    def points(self, ref: str, keys: list[str] | None = None) -> list[PointView]:
-        """Measurements of a run; all metrics where `keys` is None."""
-        return self._many(PointView, _run_path(ref, "points"), {"key": keys})
+    def points(self, ref: str, keys: Sequence[str] = ()) -> list[PointView]:
+        """Measurements of a run; all metrics where no key is given."""
+        return self._many(PointView, _run_path(ref, "points"), {"key": list(keys)})
 
-    def logs(self, ref: str, attempt: int, offset: int = 0, wait_s: float = 0.0) -> LogPage:
-        """A piece of an attempt's output; waits up to `wait_s` for some where there is none yet."""
+    def logs(self, ref: str, attempt: int | None = None, offset: int = 0, wait_s: float = 0.0) -> LogPage:
+        """A piece of an attempt's output (the newest attempt's when None).
+
+        The controller waits up to `wait_s` for some where there is none yet.
+        """
         query = {"attempt": attempt, "offset": offset, "wait": wait_s or None}
         return self._one(LogPage, "GET", _run_path(ref, "logs"), query)
+
+    def links(self, refs: Sequence[str]) -> dict[str, str]:
+        """MLflow's pages that show these runs side by side, by name."""
+        answer = self._request("GET", "/v1/links", {"ref": list(refs)})
+        return self._read(dict[str, str], answer.content)
 
     # ------------------------------------------------------------------ cluster
 
@@ -281,21 +292,18 @@ class Client:
         when the controller restarts meanwhile; `notice` is called then, and UnavailableError raised after
         `patience_s`.
         """
-        run = self.run(ref).run.id
-        place = place or LogPlace(attempt or 1)
+        view = self.run(ref).run
+        run, place = view.id, place or LogPlace()
+        if not place.attempt:
+            place.attempt = attempt or min(1, view.attempt)
         for page in self._pages(run, place, follow, notice, patience_s):
-            if page.data:
+            if page.data and page.attempt == place.attempt:
                 yield page.data
                 place.offset = page.next_offset
             elif attempt is None and place.attempt < page.last_attempt:
                 place.attempt, place.offset = place.attempt + 1, 0
-            elif not follow or self._log_over(run, page, attempt):
+            elif not follow or (page.ended and (attempt is not None or self.run(run).run.state.final)):
                 return
-
-    def _log_over(self, run: str, page: LogPage, attempt: int | None) -> bool:
-        if attempt is not None and page.ended:
-            return True
-        return (page.ended or page.last_attempt == 0) and self.run(run).run.state.final
 
     def _pages(
         self,
@@ -310,7 +318,7 @@ class Client:
         while True:
             asked = self._clock.monotonic()
             try:
-                page = self.logs(run, place.attempt, place.offset, LOG_WAIT_S if follow else 0.0)
+                page = self.logs(run, place.attempt or None, place.offset, LOG_WAIT_S if follow else 0.0)
             except UnavailableError as e:
                 away = Away(asked - heard, e)
                 if not follow or away.seconds > patience_s:

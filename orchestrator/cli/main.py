@@ -17,9 +17,9 @@ Submit a run, watch it, move it between machines through its checkpoint, compare
 
 Begin with `orch up` on one machine, then `orch submit configs/laptop.yaml --follow`.
 """
-EPILOG = """Exit codes: 0 success; 1 failed, also for a followed run that failed or was cancelled; 2 wrong usage
-or spec; 3 not found; 4 conflict; 5 controller unreachable; 6 unauthorized; 7 machine not set up; 8 storage;
-130 stopped by Ctrl-C, after which a followed run goes on."""
+EPILOG = """Exit codes: 0 success; 1 failed, also for a followed run that failed or was cancelled; 2 wrong
+usage or spec; 3 not found; 4 conflict; 5 controller unreachable; 6 unauthorized; 7 machine not set up;
+8 storage; 130 stopped by Ctrl-C, after which a followed run goes on."""
 
 app = typer.Typer(
     name="orch",

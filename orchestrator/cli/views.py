@@ -14,6 +14,7 @@ from rich.text import Text
 from orchestrator.cli import render
 from orchestrator.cli.common import RUNS, Json, RunRef, connect, err, out, print_json, width
 from orchestrator.cli.render import Cell, Column
+from orchestrator.domain.states import RunState
 
 if TYPE_CHECKING:
     from orchestrator.client import Away
@@ -33,7 +34,7 @@ ATTEMPT_COLUMNS = [
     Column("ATTEMPT", right=True),
     Column("NODE", least=6),
     Column("POOL", least=4),
-    Column("DEVICE"),
+    Column("DEVICE", least=6),
     Column("STEPS"),
     Column("TIME", right=True),
     Column("ENDED", least=10),
@@ -42,11 +43,11 @@ CHECKPOINT_COLUMNS = [
     Column("STEP", right=True),
     Column("ATTEMPT", right=True),
     Column("NODE", least=6),
-    Column("DEVICE"),
+    Column("DEVICE", least=6),
     Column("SAVED"),
     Column("SIZE", right=True),
     Column("VAL", right=True),
-    Column("", least=4),
+    Column(""),
 ]
 EVENTS_SHOWN = 10
 
@@ -67,7 +68,7 @@ def _now() -> datetime:
 
 def ls(
     state: Annotated[
-        str | None, typer.Option(help="Only runs in this state, such as `running` or `failed`.")
+        list[RunState] | None, typer.Option(help="Only runs in this state; may be repeated.")
     ] = None,
     experiment: Annotated[
         str | None, typer.Option("--experiment", "-e", help="Only this experiment.")
@@ -80,8 +81,10 @@ def ls(
 
     Examples: `orch ls`, `orch ls --state failed -n 5`, `orch ls --all --json`
     """
+    from orchestrator.client import MOST_RUNS
+
     with connect() as client:
-        runs = client.runs(state, experiment, None if all_runs else count)
+        runs = client.runs(state or [], experiment, MOST_RUNS if all_runs else count)
     if as_json:
         print_json(runs)
     elif not runs:
@@ -115,7 +118,8 @@ def show(run: RunRef, as_json: Json = False) -> None:
     now = _now()
     out.print(_summary(detail, now))
     if detail.attempts:
-        out.print(render.table(ATTEMPT_COLUMNS, [_attempt_row(a, now) for a in detail.attempts], width()), "")
+        out.print(render.table(ATTEMPT_COLUMNS, [_attempt_row(a, now) for a in detail.attempts], width()))
+        out.print()
     for event in detail.events[-EVENTS_SHOWN:]:
         line = Text.assemble((render.clock(event.at, now), "dim"), "  ", render.one_line(event.text))
         out.print(line)
@@ -136,7 +140,7 @@ def _summary(detail: RunDetail, now: datetime) -> Text:
         render.fields(
             [
                 ("state", state),
-                ("where", " / ".join(part for part in (run.node, run.pool) if part)),
+                ("where", _where(run)),
                 ("step", render.progress(run.step, run.target_steps)),
                 ("loss", f"{render.loss(run.loss)}, val {render.loss(run.val_loss)}"),
                 ("speed", render.rate(run.tokens_per_s)),
@@ -148,6 +152,12 @@ def _summary(detail: RunDetail, now: datetime) -> Text:
         ),
         "\n",
     )
+
+
+def _where(run: RunView) -> str:
+    if run.node and run.pool and run.node != run.pool:
+        return f"{run.node} (pool {run.pool})"
+    return run.node or run.pool or ""
 
 
 def _attempt_row(attempt: AttemptView, now: datetime) -> list[Cell]:
@@ -182,7 +192,7 @@ def logs(
     from orchestrator.client import LogPlace
 
     with connect() as client:
-        place = LogPlace(attempt or 1)
+        place = LogPlace()
         if tail is not None:
             _write(_last_lines(client.stream_logs(run, attempt, place=place), tail))
         if tail is None or follow:

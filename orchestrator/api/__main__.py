@@ -1,4 +1,4 @@
-"""`python -m orchestrator.api`: the controller's process. The token comes from a file, not from an argument."""
+"""`python -m orchestrator.api`: the controller's process. The token comes from a file, never an argument."""
 
 from __future__ import annotations
 

@@ -77,6 +77,10 @@ class Gateway(Protocol):
         """Names of all living actors."""
         ...
 
+    def close(self) -> None:
+        """Let go of Ray. Detached actors live on."""
+        ...
+
 
 class RayGateway:
     """Keeps one child with a Ray driver and passes requests to it. Safe to use from several threads.

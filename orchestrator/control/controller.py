@@ -19,6 +19,7 @@ from orchestrator.domain.records import AttemptRecord
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_store, store_id
 from orchestrator.store.spool import Spool
+from orchestrator.tracking.mlflow_sink import MlflowSink
 from orchestrator.tracking.shipper import Shipper
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Controller:
         self.gateway = gateway
         files = RunFiles(config.home.run_logs)
         self.watcher = FleetWatcher(gateway, self.wake)
-        tracking = Tracking(self.ledger, self.spool, files, clock, enabled=bool(config.mlflow_url))
+        tracking = Tracking(self.ledger, self.spool, self.store, clock, enabled=bool(config.mlflow_url))
         self.outcomes = Outcomes(
             self.ledger, self.spool, self.store, self.live, tracking, clock, self._release
         )
@@ -59,7 +60,9 @@ class Controller:
         self.loop = Loop(
             config, self.ledger, self.spool, gateway, self.watcher, self.live, self.outcomes, clock
         )
-        self.shipper = Shipper(self.spool, config.mlflow_url) if config.mlflow_url else None
+        self.shipper = (
+            Shipper(self.spool, lambda: MlflowSink(config.mlflow_url)) if config.mlflow_url else None
+        )
 
     def start(self) -> None:
         """Begin to watch, decide and ship."""

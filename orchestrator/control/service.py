@@ -11,7 +11,7 @@ from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.origin import Origin, resolve_origin
-from orchestrator.control.tracking import Tracking
+from orchestrator.control.tracking import Tracking, checkpoint_uri
 from orchestrator.control.views import Views, checkpoint, events
 from orchestrator.domain.planner import judge, loads
 from orchestrator.domain.records import RunRecord
@@ -212,7 +212,8 @@ class Service:
         """Committed checkpoints, oldest first, as the run log in the store has them."""
         with self._ledger.read() as ledger:
             run = ledger.find(ref)
-        return [checkpoint(record, run.id) for record in checkpoints(self._store, run.id)]
+        found = checkpoints(self._store, run.id)
+        return [checkpoint(record, run.id, checkpoint_uri(self._store, record)) for record in found]
 
     def points(self, ref: str, keys: list[str], after_step: int | None, limit: int) -> list[PointView]:
         """Measurements of a run by step."""

@@ -10,13 +10,16 @@ from typing import Any
 import yaml
 
 from orchestrator.clock import Clock
-from orchestrator.control.logs import RunFiles
 from orchestrator.domain.records import AttemptRecord, RunRecord
-from orchestrator.domain.states import RunState
+from orchestrator.domain.states import CONSEQUENCES, RunState
+from orchestrator.errors import StoreError
 from orchestrator.messages import CheckpointNote
 from orchestrator.spec.models import RunSpec
+from orchestrator.store.checkpoints import checkpoints
 from orchestrator.store.ledger import Ledger
+from orchestrator.store.objects import ObjectStore
 from orchestrator.store.outbox import (
+    AnyTask,
     CreateRun,
     LogArtifact,
     LogCheckpoint,
@@ -25,6 +28,7 @@ from orchestrator.store.outbox import (
     SetStatus,
     SetTags,
 )
+from orchestrator.store.records import CheckpointRecord
 from orchestrator.store.spool import Spool
 from orchestrator.tracking.describe import AttemptRow, CheckpointRow, describe
 
@@ -40,10 +44,12 @@ _STATUS = {
 class Tracking:
     """Turns what happens to runs into tasks for the shipper. Does nothing where there is no MLflow."""
 
-    def __init__(self, ledger: Ledger, spool: Spool, files: RunFiles, clock: Clock, *, enabled: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, spool: Spool, store: ObjectStore, clock: Clock, *, enabled: bool
+    ) -> None:
         self._ledger = ledger
         self._spool = spool
-        self._files = files
+        self._store = store
         self._clock = clock
         self._enabled = enabled
 
@@ -59,7 +65,7 @@ class Tracking:
             source_name="orch submit",
             tags=_tags(run),
             params=parameters(run.spec),
-            description=self._description(run, [], []),
+            description=describe(_what(run.spec), [], [], run.state.value),
         )
         self._spool.enqueue(run.id, create)
         resolved = yaml.safe_dump(run.spec.model_dump(mode="json", exclude_none=True), sort_keys=False)
@@ -113,26 +119,61 @@ class Tracking:
             return
         with self._ledger.read() as ledger:
             attempts = ledger.attempts(run.id)
-            events = ledger.events(run.id)
-        saved = [CheckpointRow(event.text) for event in events if event.kind == "checkpoint"]
-        text = self._description(run, attempts, saved)
+        rows = [_attempt_row(attempt) for attempt in attempts]
+        text = describe(_what(run.spec), rows, self._saved(run.id), run.state.value)
         tags = {f"orch.attempt.{a.number}": _where(a) for a in attempts}
-        tasks = [SetDescription(text=text), SetTags(tags={**tags, "orch.state": run.state.value})]
+        tasks: list[AnyTask] = [
+            SetDescription(text=text),
+            SetTags(tags={**tags, "orch.state": run.state.value}),
+        ]
         self._spool.enqueue(run.id, *tasks, *more)
 
-    def _description(self, run: RunRecord, attempts: list[AttemptRecord], saved: list[CheckpointRow]) -> str:
-        rows = [
-            AttemptRow(
-                number=a.number,
-                node=a.node,
-                device=a.device_name or a.device or "",
-                first_step=a.first_step,
-                last_step=a.last_step,
-                ended=a.reason.value if a.reason else "",
+    def _saved(self, run_id: str) -> list[CheckpointRow]:
+        try:
+            records = checkpoints(self._store, run_id)
+        except StoreError as error:
+            log.warning("run %s: checkpoints left out of its description: %s", run_id, error)
+            return []
+        return [
+            CheckpointRow(
+                step=record.step,
+                attempt=record.attempt,
+                at=record.at,
+                size=record.size,
+                metrics=", ".join(f"{key} {value:.4f}" for key, value in record.metrics.items()),
+                uri=checkpoint_uri(self._store, record),
             )
-            for a in attempts
+            for record in records
+            if not record.retired
         ]
-        return describe(run.spec, run.state.value, rows, saved)
+
+
+def checkpoint_uri(store: ObjectStore, record: CheckpointRecord) -> str:
+    """Where a checkpoint's files are."""
+    return f"{store.uri.rstrip('/')}/{record.data}"
+
+
+def _what(spec: RunSpec) -> str:
+    if spec.command is not None:
+        return f"`{' '.join(spec.command.argv)}`"
+    assert spec.trainer is not None
+    t = spec.trainer
+    return (
+        f"GPT with {t.n_layer} layers, {t.n_head} heads, width {t.n_embd}, context {t.block_size} "
+        f"on {t.dataset}: {t.max_steps:,} steps of {t.batch_size} sequences."
+    )
+
+
+def _attempt_row(attempt: AttemptRecord) -> AttemptRow:
+    return AttemptRow(
+        number=attempt.number,
+        node=attempt.node,
+        pool=attempt.variant.pool,
+        device=attempt.device_name or attempt.device or "",
+        first_step=attempt.first_step,
+        last_step=attempt.last_step,
+        ended=CONSEQUENCES[attempt.reason].text if attempt.reason else "",
+    )
 
 
 def parameters(spec: RunSpec) -> dict[str, str]:

@@ -11,7 +11,7 @@ from orchestrator.domain.records import AttemptRecord, EventRecord, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, RunState
 from orchestrator.messages import AttemptView, CheckpointView, EventView, NodeView, RunView
 from orchestrator.store.ledger import OPEN_STATES, Ledger
-from orchestrator.store.runlog import CheckpointRecord
+from orchestrator.store.records import CheckpointRecord
 from orchestrator.store.spool import Spool
 
 _KEYS = ("train/loss", "val/loss", "perf/tokens_per_s", "perf/step_ms")
@@ -135,7 +135,7 @@ def events(records: Sequence[EventRecord]) -> list[EventView]:
     return [EventView(at=record.at, kind=record.kind, text=record.text) for record in records]
 
 
-def checkpoint(record: CheckpointRecord, run_id: str) -> CheckpointView:
+def checkpoint(record: CheckpointRecord, run_id: str, uri: str) -> CheckpointView:
     """One committed checkpoint."""
     return CheckpointView(
         run=run_id,
@@ -146,7 +146,7 @@ def checkpoint(record: CheckpointRecord, run_id: str) -> CheckpointView:
         at=record.at,
         size=record.size,
         metrics=record.metrics,
-        uri=record.uri,
+        uri=uri,
         kept=not record.retired,
     )
 

@@ -1,0 +1,133 @@
+"""The ledger on a real SQLite file."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from orchestrator.domain.states import Phase, Reason, RunState
+from orchestrator.errors import NotFoundError
+from orchestrator.spec.models import Variant
+from orchestrator.store.ledger import Ledger
+from tests.support import wait_until
+from tests.unit.records import NOW, attempt, run, spec
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.db")
+
+
+def test_runs_come_back_as_they_were_written(ledger: Ledger) -> None:
+    full = run(
+        spec=spec(tags={"team": "x"}, placement=[Variant(pool="gpu", gpus=1, memory=2**30)]),
+        not_before=NOW + timedelta(seconds=3),
+        restore_run="bbbb2222",
+        restore_step=200,
+        stop=Reason.MOVED,
+        pin_pool="gpu",
+    )
+    with ledger.begin() as tx:
+        stored = tx.add_run(full)
+    with ledger.read() as tx:
+        assert tx.run(full.id) == replace(full, seq=stored.seq)
+        assert tx.run_by_key(full.key) == replace(full, seq=stored.seq)
+
+
+def test_attempts_come_back_and_open_ones_are_found(ledger: Ledger) -> None:
+    first = attempt(timings={"claim": 0.25}, device="cpu", first_step=0, message="x", reason=None)
+    with ledger.begin() as tx:
+        tx.add_run(run())
+        tx.add_attempt(first)
+        tx.add_attempt(attempt(number=2))
+        tx.save_attempt(replace(first, phase=Phase.ENDED, reason=Reason.MOVED, ended_at=NOW))
+    with ledger.read() as tx:
+        assert tx.attempt("aaaa1111", 1).reason == Reason.MOVED
+        assert [a.number for a in tx.open_attempts()] == [2]
+        assert tx.last_attempts(["aaaa1111"])["aaaa1111"].number == 2
+        with pytest.raises(NotFoundError):
+            tx.attempt("aaaa1111", 3)
+
+
+def test_find_by_id_name_and_beginning(ledger: Ledger) -> None:
+    with ledger.begin() as tx:
+        tx.add_run(run("abc11111", key="1"))
+        tx.add_run(run("abd22222", key="2"))
+        tx.add_run(run("xyz33333", key="3", spec=spec("other")))
+    with ledger.read() as tx:
+        assert tx.find("job").id == "abd22222"  # the newest of that name
+        assert tx.find("xy").id == "xyz33333"
+        assert tx.find("abc11111").id == "abc11111"
+        with pytest.raises(NotFoundError, match="several"):
+            tx.find("ab")
+        for nothing in ("%", "", "_bc"):
+            with pytest.raises(NotFoundError):
+                tx.find(nothing)
+
+
+def test_an_exception_undoes_the_whole_transaction(ledger: Ledger) -> None:
+    def write_and_fail() -> None:
+        with ledger.begin() as tx:
+            tx.add_run(run())
+            raise RuntimeError("before the end")
+
+    with pytest.raises(RuntimeError):
+        write_and_fail()
+    with ledger.read() as tx:
+        assert tx.runs() == []
+
+
+def test_one_run_per_key(ledger: Ledger) -> None:
+    def add(run_id: str) -> None:
+        with ledger.begin() as tx:
+            tx.add_run(run(run_id, key="same"))
+
+    add("aaaa1111")
+    with pytest.raises(IntegrityError):
+        add("bbbb2222")
+
+
+def test_lists_by_state_newest_first(ledger: Ledger) -> None:
+    with ledger.begin() as tx:
+        for number, state in enumerate([RunState.QUEUED, RunState.FAILED, RunState.QUEUED]):
+            tx.add_run(run(f"run{number}", key=str(number), state=state))
+    with ledger.read() as tx:
+        assert [r.id for r in tx.runs(states=[RunState.QUEUED])] == ["run2", "run0"]
+        assert [r.id for r in tx.runs(limit=1)] == ["run2"]
+
+
+def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from orchestrator.store.ledger import Ledger
+        from tests.unit.records import run
+        ledger = Ledger(Path(sys.argv[1]))
+        for number in range(10_000):
+            with ledger.begin() as tx:
+                tx.add_run(run(f"r{number}", key=str(number)))
+            print(number, flush=True)
+    """)
+    path = tmp_path / "ledger.db"
+    acknowledged = tmp_path / "acknowledged"
+    with acknowledged.open("wb") as out:
+        child = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=out, cwd=Path.cwd())
+    wait_until(lambda: len(acknowledged.read_bytes().split()) > 20, 30)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    last = int(acknowledged.read_bytes().split(b"\n")[-2])
+    with Ledger(path).read() as tx:
+        assert len(tx.runs()) >= last + 1
+
+
+def test_opening_twice_migrates_once(tmp_path: Path) -> None:
+    for _ in range(2):
+        with Ledger(tmp_path / "ledger.db").read() as tx:
+            assert tx.runs() == []

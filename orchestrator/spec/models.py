@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from orchestrator.spec import checks
-from orchestrator.spec.values import ByteSize, EnvName, FreeText, MetricName, Name, Seconds, Text
+from orchestrator.spec.values import ByteSize, EnvName, FreeText, MetricName, Name, NodePath, Seconds, Text
 from trainer.config import TrainerConfig
 
 
@@ -63,7 +63,7 @@ class CommandProgram(_Model):
     """The program and its arguments. `{python}` stands for the node's Python interpreter."""
     env: dict[EnvName, FreeText] = Field(default_factory=dict)
     """Environment variables to add. Secrets do not belong here: set them on the node."""
-    workdir: Text | None = None
+    workdir: NodePath | None = None
     """Directory on the node to run in; a fresh one when unset."""
 
 

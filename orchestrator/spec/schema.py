@@ -7,6 +7,8 @@ every field is shown where it stands.
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -44,6 +46,12 @@ def schema_text(schema: dict[str, Any]) -> str:
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
+def write_schemas(folder: Path) -> None:
+    """Write both schemas where the files that use them lie: `python -m orchestrator.spec.schema configs`."""
+    for name, schema in (("spec", json_schema()), ("trainer", trainer_json_schema())):
+        (folder / f"{name}.schema.json").write_text(schema_text(schema), encoding="utf-8")
+
+
 def _schema(model: type[BaseModel], identity: str, title: str) -> dict[str, Any]:
     return {"$schema": _DRAFT, "$id": identity, **_inlined(model.model_json_schema()), "title": title}
 
@@ -73,3 +81,7 @@ def _inline(part: Any, definitions: dict[str, Any]) -> Any:
         return rest
     name = part["$ref"].removeprefix("#/$defs/")
     return {**_inline(definitions[name], definitions), **rest}
+
+
+if __name__ == "__main__":
+    write_schemas(Path(sys.argv[1]))

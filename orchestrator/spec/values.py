@@ -86,6 +86,12 @@ def _without_nul(value: str) -> str:
     return value
 
 
+def _on_node(value: str) -> str:
+    if not value.startswith(("/", "~")):
+        raise ValueError(f"expected an absolute path on the node, or one from ~, got {value[:70]!r}")
+    return value
+
+
 def _env_name(value: str) -> str:
     if value.upper().startswith("ORCH_"):
         raise ValueError("names that begin with ORCH_ are set by orch itself")
@@ -106,6 +112,13 @@ MetricName = Annotated[
     str, _matching(METRIC_PATTERN, _METRIC_WORDS), Words(_METRIC_WORDS), _text_schema(METRIC_PATTERN)
 ]
 Text = Annotated[str, AfterValidator(_without_nul), Field(min_length=1, max_length=4096), Words("text")]
+NodePath = Annotated[
+    str,
+    AfterValidator(_without_nul),
+    AfterValidator(_on_node),
+    Field(max_length=4096),
+    Words("an absolute path on the node, or one from ~"),
+]
 FreeText = Annotated[
     str,
     BeforeValidator(_as_written),

@@ -10,24 +10,24 @@ import hashlib
 import logging
 import math
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.errors import DamagedError, StoreError, StoreUnavailableError
+from orchestrator.errors import DamagedError, FencedError, StoreError, StoreUnavailableError
 from orchestrator.store.protocol import ObjectStore, Source
 from orchestrator.store.records import (
     CheckpointRecord,
     FileEntry,
     Parent,
     PointsRef,
-    Record,
     data_key,
     data_prefix,
     points_key,
 )
 from orchestrator.store.restore import Restored, checked, restore, restore_path
 from orchestrator.store.retention import choose, leftovers, retire
-from orchestrator.store.runlog import Claim, RunLog, fold
+from orchestrator.store.runlog import Claim, RunLog
 from orchestrator.store.snapshot import Limits, open_file, scan
 
 __all__ = [
@@ -87,27 +87,25 @@ class CheckpointWriter:
             return counted
         token = uuid.uuid4()
         prefix = data_prefix(self._claim.run_id, self._claim.attempt, step, token)
-        try:
+        points_at = points_key(self._claim.run_id, self._claim.attempt, step, token)
+        with self._removed_on_error(prefix, points_at, sent=False):
             files = self._upload(directory, prefix)
-            stored = self._upload_points(step, token, self._carried + points)
+            stored = self._upload_points(points_at, self._carried + points)
+        with self._removed_on_error(prefix, points_at, sent=True):
             record = self._claim.append(
                 lambda stamp: CheckpointRecord(
                     **stamp,
                     node=node,
                     step=step,
                     data=prefix,
-                    files=tuple(files),
-                    metrics={key: value for key, value in metrics.items() if math.isfinite(value)},
+                    files=files,
+                    metrics={key: float(value) for key, value in metrics.items() if math.isfinite(value)},
                     device=device,
                     points=stored,
                     parent=Parent(run=parent.run, step=parent.step, id=parent.id) if parent else None,
                 )
             )
-        except BaseException as error:
-            self._clean_up(prefix, error)
-            raise
         self._carried = b""
-        assert isinstance(record, CheckpointRecord)
         return record
 
     def retain(self, keep_last: int, keep_best: int, metric: str, mode: str) -> list[int]:
@@ -139,15 +137,14 @@ class CheckpointWriter:
         self._retire([found], "damaged: " + "; ".join(problems)[:500])
         return None
 
-    def _retire(self, records: list[CheckpointRecord], why: str) -> Record:
-        return self._claim.append(lambda stamp: retire(stamp, records, why))
+    def _retire(self, records: list[CheckpointRecord], why: str) -> None:
+        self._claim.append(lambda stamp: retire(stamp, records, why))
 
-    def _upload(self, directory: Path, prefix: str) -> list[FileEntry]:
-        paths = scan(directory, self._limits)
+    def _upload(self, directory: Path, prefix: str) -> tuple[FileEntry, ...]:
         entries: list[FileEntry] = []
 
         def objects() -> Iterator[tuple[str, Source]]:
-            for path in paths:
+            for path in scan(directory, self._limits):
                 with open_file(directory, path) as reader:
                     yield data_key(prefix, path), reader
                     entries.append(reader.entry(path))
@@ -157,27 +154,57 @@ class CheckpointWriter:
         except OSError as error:
             raise StoreError(f"cannot read {directory}: {error.strerror or error}") from error
         for entry in entries:
-            _drain(checked(self._store, data_key(prefix, entry.path), entry))
-        return entries
+            self._read_back(data_key(prefix, entry.path), entry)
+        return tuple(entries)
 
-    def _upload_points(self, step: int, token: uuid.UUID, data: bytes) -> PointsRef | None:
+    def _upload_points(self, key: str, data: bytes) -> PointsRef | None:
         if not data:
             return None
-        key = points_key(self._claim.run_id, self._claim.attempt, step, token)
         stored = PointsRef(key=key, size=len(data), sha256=hashlib.sha256(data).hexdigest())
         self._store.put(key, data)
-        _drain(checked(self._store, key, stored))
+        self._read_back(key, stored)
         return stored
 
-    def _clean_up(self, prefix: str, error: BaseException) -> None:
-        """Remove what was uploaded, unless the log may refer to it after all."""
-        if isinstance(error, StoreUnavailableError) or not isinstance(error, StoreError):
-            return
+    def _read_back(self, key: str, expected: FileEntry | PointsRef) -> None:
+        try:
+            _drain(checked(self._store, key, expected))
+        except DamagedError as error:
+            raise DamagedError(
+                f"{self._store.uri} did not keep what was written: {error.message}",
+                remedy="Check the disk or server of the store.",
+            ) from error
+
+    @contextmanager
+    def _removed_on_error(self, prefix: str, points_at: str, *, sent: bool) -> Iterator[None]:
+        """Remove what was uploaded, unless the log may refer to it: the record was `sent`, with what
+        outcome is unknown.
+        """
+        try:
+            yield
+        except StoreError as error:
+            if not (sent and isinstance(error, StoreUnavailableError)):
+                self._remove(prefix, points_at)
+            if not sent:
+                self._blame_fence(error)
+            raise
+
+    def _remove(self, prefix: str, points_at: str) -> None:
         try:
             for info in list(self._store.list(prefix + "/")):
                 self._store.delete(info.key)
+            self._store.delete(points_at)
         except StoreError as failure:
+            # Whoever owns the run next removes it.
             _LOG.warning("left %s behind: %s", prefix, failure.message)
+
+    def _blame_fence(self, error: StoreError) -> None:
+        """A newer attempt removes what this one was uploading: then the failure is not the store's fault."""
+        try:
+            self._claim.check()
+        except FencedError as fenced:
+            raise fenced from error
+        except StoreError as second:
+            _LOG.warning("after %s: %s", error.message, second.message)
 
 
 def _drain(chunks: Iterator[bytes]) -> None:
@@ -189,17 +216,26 @@ def checkpoints(store: ObjectStore, run_id: str) -> list[CheckpointRecord]:
     """The committed checkpoints of a run in the order of commits, retired ones marked; empty for an unknown
     run.
     """
-    return list(fold(RunLog(store, run_id).slots()).checkpoints)
+    return list(RunLog(store, run_id).history().checkpoints)
 
 
-def points(store: ObjectStore, run_id: str, attempt: int | None = None) -> Iterator[bytes]:
+def points(
+    store: ObjectStore,
+    run_id: str,
+    attempt: int | None = None,
+    on_damage: Callable[[str], None] = _LOG.warning,
+) -> Iterator[bytes]:
     """The points that were stored with committed checkpoints (of one attempt), in order, one item per commit.
 
-    Retention does not touch them. DamagedError where one does not verify; ask again without that attempt.
+    Retention does not touch them. A damaged item is left out, and `on_damage` is told which and why.
     """
     for record in checkpoints(store, run_id):
-        if record.points is not None and attempt in (None, record.attempt):
+        if record.points is None or attempt not in (None, record.attempt):
+            continue
+        try:
             yield b"".join(checked(store, record.points.key, record.points))
+        except DamagedError as error:
+            on_damage(f"run {run_id}: points up to step {record.step} are lost: {error.message}")
 
 
 def verify(store: ObjectStore, record: CheckpointRecord) -> list[str]:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from orchestrator.clock import SYSTEM
 from orchestrator.errors import NotFoundError, SetupError, StoreError, StoreFullError, StoreUnavailableError
+from orchestrator.store.posix import (
+    NoHardLinksError,
+    entries,
+    link,
+    open_fresh,
+    read_optional,
+    remove_empty,
+    remove_stale,
+    replace,
+    sync_folder,
+    write_all,
+)
 from orchestrator.store.protocol import (
     CHUNK,
     IDENTITY_KEY,
@@ -25,8 +35,8 @@ from orchestrator.store.protocol import (
 
 _TEMPORARY: Final = ".tmp"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
-_STALE_S: Final = 86_400.0
+_MISNAMED = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST})
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _RACES: Final = 10
 """Times that a folder may be removed by somebody else between making it and using it."""
 
@@ -59,9 +69,9 @@ class FileStore:
         with self._edge("make the folder"):
             if not self.root.is_dir():
                 self.root.mkdir(parents=True, exist_ok=True)
-                _sync_folder(self.root.parent)
+                sync_folder(self.root.parent)
             self._make_folder(self.root / _TEMPORARY)
-            _remove_stale(self.root / _TEMPORARY)
+            remove_stale(self.root / _TEMPORARY)
 
     def put(self, key: str, source: Source, *, create_only: bool = False) -> bool:
         """See ObjectStore."""
@@ -69,10 +79,8 @@ class FileStore:
         self._check_root()
         created = not (create_only and self._exists(final)) and self._store(final, source, create_only)
         with self._edge(f"sync {key}"):
-            _sync_folder(final.parent)
+            sync_folder(final.parent)
         self._check_root()
-        if key == IDENTITY_KEY:
-            self._place = None
         return created
 
     def put_all(self, objects: Iterable[tuple[str, Source]]) -> None:
@@ -85,7 +93,7 @@ class FileStore:
             folders.add(final.parent)
         with self._edge("sync folders"):
             for folder in sorted(folders):
-                _sync_folder(folder)
+                sync_folder(folder)
         self._check_root()
 
     def get(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
@@ -93,8 +101,10 @@ class FileStore:
         path = self._path(key)
         self._check_root()
         with self._edge(f"read {key}"):
-            descriptor = _open_fresh(path)
+            descriptor = open_fresh(path)
         if descriptor is None:
+            # Absence means something to callers: it must not come from a mount that has just gone.
+            self._check_root()
             raise NotFoundError(f"{self.uri}: there is no {key}")
         return _Stream(self, key, descriptor, start, end)
 
@@ -102,7 +112,7 @@ class FileStore:
         """See ObjectStore. Symbolic links are not objects."""
         folder, _, start = check_prefix(prefix).rpartition("/")
         self._check_root()
-        return self._walk(f"{folder}/" if folder else "", start)
+        return self._listing(f"{folder}/" if folder else "", start)
 
     def delete(self, key: str) -> None:
         """See ObjectStore. Folders that become empty go too."""
@@ -114,7 +124,7 @@ class FileStore:
             except (FileNotFoundError, NotADirectoryError):
                 return
             for folder in path.parents:
-                if folder == self.root or not _remove_empty(folder):
+                if folder == self.root or not remove_empty(folder):
                     return
                 self._durable.discard(folder)
 
@@ -123,14 +133,14 @@ class FileStore:
     def _store(self, final: Path, source: Source, create_only: bool) -> bool:
         temporary = self.root / _TEMPORARY / uuid.uuid4().hex
         try:
-            self._write(temporary, source)
+            written = self._write(temporary, source)
             with self._edge(f"store {self._key(final)}"):
-                return self._publish(temporary, final, create_only)
+                return self._publish(temporary, final, written, create_only)
         finally:
             with self._edge("remove a temporary file"), contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
 
-    def _write(self, path: Path, source: Source) -> None:
+    def _write(self, path: Path, source: Source) -> os.stat_result:
         """Write and sync a new file. Only errors of the store are translated, not those of the source."""
         with self._edge("write"), contextlib.suppress(FileExistsError):
             os.mkdir(path.parent)
@@ -139,24 +149,25 @@ class FileStore:
         try:
             for chunk in _chunks(source):
                 with self._edge("write"):
-                    _write_all(descriptor, chunk)
+                    write_all(descriptor, chunk)
             with self._edge("write"):
                 os.fsync(descriptor)
                 # What is read back for verification shall come from the disk or server, not from our own
                 # memory.
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                return os.fstat(descriptor)
         finally:
             with self._edge("write"):
                 os.close(descriptor)
 
-    def _publish(self, temporary: Path, final: Path, create_only: bool) -> bool:
+    def _publish(self, temporary: Path, final: Path, written: os.stat_result, create_only: bool) -> bool:
         for attempt in range(_RACES):
-            self._make_folder(final.parent)
             try:
-                if not create_only:
-                    os.replace(temporary, final)
-                    return True
-                return _link(temporary, final)
+                self._make_folder(final.parent)
+                if create_only:
+                    return link(temporary, final, written)
+                replace(temporary, final, written)
+                return True
             except FileNotFoundError:
                 # Somebody removed the folder because it was empty.
                 if attempt == _RACES - 1:
@@ -173,15 +184,19 @@ class FileStore:
         self._make_folder(folder.parent)
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
         self._durable.add(folder)
 
     # ------------------------------------------------------------------ reading
 
+    def _listing(self, folder: str, start: str) -> Iterator[ObjectInfo]:
+        yield from self._walk(folder, start)
+        self._check_root()
+
     def _walk(self, folder: str, start: str) -> Iterator[ObjectInfo]:
         with self._edge(f"list {folder or '/'}"):
-            entries = _entries(self.root / folder)
-        for name, is_folder, size in entries:
+            found = entries(self.root / folder)
+        for name, is_folder, size in found:
             if not name.startswith(start) or (not folder and name.startswith(".")):
                 continue
             if is_folder:
@@ -206,15 +221,16 @@ class FileStore:
             return True
 
     def _check_root(self) -> None:
+        """The folder is there and the same as before. Without an identity it must even be the same
+        directory.
+        """
         with self._edge("use the folder"):
             status = os.stat(self.root)
-            if not stat.S_ISDIR(status.st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, "not a folder")
             place = (status.st_dev, status.st_ino)
-            if place == self._place:
+            if place == self._place and self._identity is not None:
                 return
-            identity = _read_identity(self.root / IDENTITY_KEY)
-        if self._place is not None and (identity is None or identity != self._identity):
+            identity = read_optional(self.root / IDENTITY_KEY)
+        if self._place not in (None, place) and (identity is None or identity != self._identity):
             raise StoreUnavailableError(
                 f"{self.uri} is not the store any more that it was a moment ago",
                 remedy="Check that it is still mounted.",
@@ -234,25 +250,22 @@ class FileStore:
         if error.errno in _FULL:
             return StoreFullError(
                 text,
-                remedy="Free space there or raise the quota, or let runs keep fewer checkpoints (retention).",
+                remedy="Free space there, raise the quota or size limit, or let runs keep fewer checkpoints.",
             )
-        if isinstance(error, _NoHardLinks):
+        if isinstance(error, NoHardLinksError):
             return SetupError(
                 text, remedy="Put the store on one filesystem with hard links (ext4, XFS, NFS, …)."
             )
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in _DENIED:
             return StoreUnavailableError(
                 text, remedy=f"Let user {os.geteuid()} read and write everything below {self.root}."
             )
-        if error.errno == errno.ENAMETOOLONG:
-            return StoreError(text, remedy="Use shorter names.")
+        if error.errno in _MISNAMED and self.root.is_dir():
+            return StoreError(text, remedy="Use shorter names, and no key that is the folder of another one.")
         return StoreUnavailableError(
-            text, remedy=f"Check that {self.root} exists, is mounted, and that its disk or server answers."
+            text,
+            remedy=f"Check that {self.root} is a folder, is mounted, and that its disk or server answers.",
         )
-
-
-class _NoHardLinks(OSError):
-    pass
 
 
 class _Stream(Iterator[bytes]):
@@ -300,106 +313,3 @@ def _chunks(source: Source) -> Iterator[bytes]:
 def _read(reader: Reader) -> Iterator[bytes]:
     while chunk := reader.read(CHUNK):
         yield chunk
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _link(temporary: Path, final: Path) -> bool:
-    """True where `final` is our file now, False where it is somebody else's."""
-    try:
-        os.link(temporary, final)
-        return True
-    except OSError as error:
-        found = _open_fresh(final)
-        if found is None:
-            if error.errno in _NO_HARD_LINKS:
-                raise _NoHardLinks(error.errno, f"no hard links here ({error.strerror})") from error
-            raise
-        try:
-            return os.path.samestat(os.fstat(found), os.stat(temporary))
-        finally:
-            os.close(found)
-
-
-def _open_fresh(path: Path) -> int | None:
-    """A descriptor for reading, None where there is no such file.
-
-    An NFS client may remember for a minute that a name was missing. Opening the folder makes it ask the
-    server whether the folder has changed, so only the second look counts.
-    """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    for last in (False, True):
-        try:
-            descriptor = os.open(path, flags)
-        except (FileNotFoundError, NotADirectoryError):
-            if last or not _touch_folder(path.parent):
-                return None
-            continue
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return descriptor
-        os.close(descriptor)
-        return None
-    return None
-
-
-def _touch_folder(folder: Path) -> bool:
-    try:
-        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_empty(folder: Path) -> bool:
-    try:
-        os.rmdir(folder)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.EBUSY):
-            return False
-        raise
-    return True
-
-
-def _entries(folder: Path) -> list[tuple[str, bool, int]]:
-    """Name, is it a folder, size; in the order of keys, in which a folder's name ends with a slash."""
-    found: list[tuple[str, bool, int]] = []
-    try:
-        with os.scandir(folder) as scan:
-            for entry in scan:
-                if entry.is_dir(follow_symlinks=False):
-                    found.append((entry.name + "/", True, 0))
-                elif entry.is_file(follow_symlinks=False):
-                    with contextlib.suppress(FileNotFoundError):
-                        found.append((entry.name, False, entry.stat(follow_symlinks=False).st_size))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(found)
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what writers that were killed have left; a write that takes more than a day fails."""
-    oldest = SYSTEM.now().timestamp() - _STALE_S
-    with os.scandir(folder) as scan:
-        for entry in scan:
-            with contextlib.suppress(FileNotFoundError):
-                if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                    os.unlink(entry.path)
-
-
-def _read_identity(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None

@@ -10,7 +10,7 @@ import hashlib
 import re
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import quote
 from uuid import UUID
 
@@ -23,6 +23,7 @@ from pydantic import (
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 
 from orchestrator.errors import DamagedError, StoreError
@@ -45,6 +46,16 @@ def _relative(path: str) -> str:
     return path
 
 
+def _key(value: str) -> str:
+    try:
+        return check_key(value)
+    except StoreError as error:
+        raise ValueError(error.message) from error
+
+
+Key = Annotated[str, AfterValidator(_key)]
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -60,7 +71,7 @@ class FileEntry(_Frozen):
 class PointsRef(_Frozen):
     """The object with the metric points that were measured since the checkpoint before."""
 
-    key: Annotated[str, AfterValidator(check_key)]
+    key: Key
     size: Size
     sha256: Sha256
 
@@ -96,7 +107,7 @@ class CheckpointRecord(_Record):
 
     kind: Literal["checkpoint"] = "checkpoint"
     step: int = Field(ge=0)
-    data: Annotated[str, AfterValidator(check_key)]
+    data: Key
     """Key prefix of the files, without a slash at the end."""
     files: tuple[FileEntry, ...] = Field(min_length=1)
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -105,6 +116,16 @@ class CheckpointRecord(_Record):
     parent: Parent | None = None
     retired: bool = Field(default=False, exclude=True)
     """True where a later record says that the data may be gone. Not stored: the fold of the log sets it."""
+
+    @model_validator(mode="after")
+    def _at_home(self) -> Self:
+        if not self.data.startswith(f"{data_root(self.run)}{self.attempt}/"):
+            raise ValueError(f"{self.data} is not among the data of attempt {self.attempt}")
+        names = {file.path for file in self.files}
+        folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+        if len(names) != len(self.files) or names & folders:
+            raise ValueError("two files have one path")
+        return self
 
     @property
     def size(self) -> int:
@@ -132,7 +153,7 @@ class Retire(_Record):
 
 Record = Fence | CheckpointRecord | Retire
 _ADAPTER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
-_VERSION: TypeAdapter[dict[str, object]] = TypeAdapter(dict[str, object])
+_ANY: TypeAdapter[dict[str, object]] = TypeAdapter(dict[str, object])
 
 
 def encode(record: Record) -> bytes:
@@ -149,13 +170,13 @@ def decode(data: bytes, run: str, slot: int) -> Record:
     body = data[:-_TAIL_SIZE] + b"}"
     if tail is None or hashlib.sha256(body).hexdigest().encode() != tail[1]:
         raise DamagedError(f"{where} does not match its SHA-256")
-    version = _VERSION.validate_json(body).get("version")
-    if version != VERSION:
-        raise StoreError(
-            f"{where} has format version {version}; this program reads version {VERSION}",
-            remedy="Install the version of orch here that the other machines have.",
-        )
     try:
+        version = _ANY.validate_json(body).get("version")
+        if version != VERSION:
+            raise StoreError(
+                f"{where} has format version {version}; this program reads version {VERSION}",
+                remedy="Install the version of orch here that the other machines have.",
+            )
         record = _ADAPTER.validate_json(body)
     except ValidationError as error:
         raise DamagedError(f"{where} is not a valid record: {error}") from error
@@ -188,9 +209,14 @@ def data_prefix(run: str, attempt: int, step: int, token: UUID) -> str:
     return f"{data_root(run)}{attempt}/{step}-{token}"
 
 
+def points_root(run: str) -> str:
+    """Prefix of the points of all checkpoints of a run, with a slash at the end."""
+    return f"runs/{run}/points/"
+
+
 def points_key(run: str, attempt: int, step: int, token: UUID) -> str:
     """Where the points of one checkpoint go."""
-    return f"runs/{run}/points/{attempt}-{step}-{token}.jsonl"
+    return f"{points_root(run)}{attempt}-{step}-{token}.jsonl"
 
 
 def data_key(prefix: str, path: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator.errors import ConflictError, DamagedError, NotFoundError, StoreError
 from orchestrator.store.protocol import CHUNK, ObjectStore
 from orchestrator.store.records import CheckpointRecord, FileEntry, PointsRef
-from orchestrator.store.runlog import History, RunLog, Unreadable, fold
+from orchestrator.store.runlog import History, RunLog, Unreadable
 from orchestrator.store.snapshot import Limits, open_file, scan
 
 
@@ -44,7 +44,7 @@ def restore(store: ObjectStore, run_id: str, step: int | None, into: Path) -> Re
     log = RunLog(store, run_id)
     skipped: dict[uuid.UUID, tuple[CheckpointRecord, str]] = {}
     while True:
-        history = fold(log.slots())
+        history = log.history()
         record = next((c for c in _candidates(history, run_id, step) if c.id not in skipped), None)
         if record is None:
             raise _all_damaged(run_id, list(skipped.values()), history)

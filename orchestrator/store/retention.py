@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from orchestrator.store.protocol import ObjectStore
-from orchestrator.store.records import CheckpointRecord, Retire, data_root
+from orchestrator.store.records import CheckpointRecord, Retire, data_root, points_root
 from orchestrator.store.runlog import History
 
 
@@ -34,17 +34,28 @@ def retire(stamp: dict[str, Any], records: Sequence[CheckpointRecord], why: str)
 
 
 def leftovers(store: ObjectStore, run_id: str, history: History, attempt: int) -> Iterator[str]:
-    """Keys of data that no checkpoint that counts refers to, as far as the owner `attempt` can be sure.
+    """Keys of data that no checkpoint that counts refers to, and of points of none at all, as far as the
+    owner `attempt` can be sure.
 
-    Of its own data only what it has retired: the rest may belong to a commit whose outcome it did not learn.
-    Earlier attempts cannot commit any more, later ones are not its business.
+    Of its own data only what it has retired: the rest may belong to a commit whose outcome it did not
+    learn. Earlier attempts cannot commit any more, later ones are not its business. While a record of the
+    log cannot be read, data that nobody mentions may be that record's.
     """
     live = {record.data for record in history.live}
     retired = {record.data for record in history.checkpoints if record.retired}
+    points = {record.points.key for record in history.checkpoints if record.points}
     root = data_root(run_id)
     for info in store.list(root):
         number, _, rest = info.key.removeprefix(root).partition("/")
         prefix = f"{root}{number}/{rest.partition('/')[0]}"
-        earlier = number.isdigit() and int(number) < attempt
-        if prefix in retired or (earlier and prefix not in live):
+        if prefix in retired or (prefix not in live and _dead(number, history, attempt)):
             yield info.key
+    for info in store.list(points_root(run_id)):
+        number = info.key.removeprefix(points_root(run_id)).partition("-")[0]
+        if info.key not in points and _dead(number, history, attempt):
+            yield info.key
+
+
+def _dead(number: str, history: History, attempt: int) -> bool:
+    """True where data of attempt `number` that no record mentions will never be mentioned."""
+    return number.isdigit() and int(number) < attempt and not history.unreadable

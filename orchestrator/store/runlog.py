@@ -13,7 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.errors import DamagedError, FencedError, NotFoundError, StoreError, StoreUnavailableError
@@ -42,8 +42,14 @@ __all__ = [
     "fold",
 ]
 
-_LOST_RACES: Final = 1000
+_LOST_RACES: Final = 100
 """Slots in a row that others may take before an append gives up; each means that somebody made progress."""
+
+
+_READS: Final = 2
+"""A record counts as damaged where this many reads in a row found it so."""
+
+R = TypeVar("R", Fence, CheckpointRecord, Retire)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class RunLog:
         self.run_id = check_run_id(run_id)
         self._clock = clock
         self._slots: list[Record | Unreadable] = []
+        self._history = History()
         self._lock = threading.Lock()
 
     def slots(self) -> list[Record | Unreadable]:
@@ -72,6 +79,14 @@ class RunLog:
             while (found := self._read(len(self._slots) + 1)) is not None:
                 self._slots.append(found)
             return list(self._slots)
+
+    def history(self) -> History:
+        """What the log says now."""
+        slots = self.slots()
+        with self._lock:
+            if self._history.last_slot < len(slots):
+                self._history = fold(slots)
+            return self._history
 
     def records(self) -> list[Record]:
         """The readable records in the log now, in order."""
@@ -88,16 +103,15 @@ class RunLog:
         once.
         """
         for _ in range(_LOST_RACES):
-            slots = self.slots()
-            owner = fold(slots).owner
-            if owner >= attempt:
+            history = self.history()
+            if history.owner >= attempt:
                 raise FencedError(
-                    f"run {self.run_id} belongs to attempt {owner} already; attempt {attempt} cannot take it",
+                    f"run {self.run_id} belongs to attempt {history.owner}; attempt {attempt} cannot take it"
                 )
-            fence = Fence(**self._stamp(len(slots) + 1, attempt), node=node)
+            fence = Fence(**self.stamp(history.last_slot + 1, attempt), node=node)
             if self.create(fence):
                 return Claim(self, fence)
-        raise self._contended()
+        raise self.contended()
 
     def create(self, record: Record) -> bool:
         """Fill a slot; False where another record has it. Durable when this returns.
@@ -122,20 +136,25 @@ class RunLog:
         return not isinstance(found, Unreadable) and found is not None and found.id == record.id
 
     def _read(self, slot: int) -> Record | Unreadable | None:
-        try:
-            data = read_bytes(self.store, log_key(self.run_id, slot))
-        except NotFoundError:
-            return None
-        try:
-            return decode(data, self.run_id, slot)
-        except DamagedError as error:
-            return Unreadable(slot, error.message)
+        why = ""
+        for _ in range(_READS):
+            try:
+                data = read_bytes(self.store, log_key(self.run_id, slot))
+            except NotFoundError:
+                return None
+            try:
+                return decode(data, self.run_id, slot)
+            except DamagedError as error:
+                why = error.message
+        return Unreadable(slot, why)
 
-    def _stamp(self, slot: int, attempt: int) -> dict[str, object]:
+    def stamp(self, slot: int, attempt: int) -> dict[str, Any]:
+        """The fields that every new record has."""
         at = instant(self._clock.now())
         return {"run": self.run_id, "slot": slot, "id": uuid.uuid4(), "attempt": attempt, "at": at}
 
-    def _contended(self) -> StoreError:
+    def contended(self) -> StoreError:
+        """What to say where others keep taking the next slot."""
         return StoreUnavailableError(
             f"run {self.run_id}: {_LOST_RACES} records in a row went to somebody else",
             remedy="Look for a second controller that works on the same store.",
@@ -153,26 +172,23 @@ class Claim:
 
     def check(self) -> None:
         """FencedError where a newer attempt has taken the run. Reads only slots that are new."""
-        self._history()
+        self.history()
 
-    def append(self, make: Callable[[dict[str, object]], Record]) -> Record:
+    def append(self, make: Callable[[dict[str, Any]], R]) -> R:
         """Add a record; `make` gets the fields that every record has. FencedError where the run is taken.
 
         After FencedError nothing was written. After StoreUnavailableError that is unknown.
         """
         for _ in range(_LOST_RACES):
-            last = self._history().last_slot
-            record = make(self.log._stamp(last + 1, self.attempt))
+            last = self.history().last_slot
+            record = make(self.log.stamp(last + 1, self.attempt))
             if self.log.create(record):
                 return record
-        raise self.log._contended()
+        raise self.log.contended()
 
     def history(self) -> History:
         """What the log says now. FencedError where the run is taken."""
-        return self._history()
-
-    def _history(self) -> History:
-        history = fold(self.log.slots())
+        history = self.log.history()
         if history.owner != self.attempt:
             raise FencedError(
                 f"attempt {history.owner} has taken run {self.run_id} from attempt {self.attempt}"

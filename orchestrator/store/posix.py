@@ -1,0 +1,154 @@
+"""What a folder has to be asked for carefully: durable names, hard links, files that NFS may remember
+wrongly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from orchestrator.clock import SYSTEM
+
+_STALE_S: Final = 86_400.0
+_NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+_ABSENT: Final = (FileNotFoundError, NotADirectoryError)
+
+
+class NoHardLinksError(OSError):
+    """The filesystem has no hard links, or the names are on two filesystems."""
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write everything, however many calls it takes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def link(temporary: Path, final: Path, written: os.stat_result) -> bool:
+    """True where `final` is the file that was written, False where it is somebody else's.
+
+    Of several callers with one `final` exactly one gets True, and nobody ever replaces what is there.
+    """
+    try:
+        os.link(temporary, final)
+        return True
+    except OSError as error:
+        found = _identity(final)
+        if found is not None:
+            return os.path.samestat(found, written)
+        if error.errno in _NO_HARD_LINKS:
+            raise NoHardLinksError(error.errno, f"no hard links here ({error.strerror})") from error
+        raise
+
+
+def replace(temporary: Path, final: Path, written: os.stat_result) -> None:
+    """Give the file that was written its final name, in place of what is there."""
+    try:
+        os.replace(temporary, final)
+    except FileNotFoundError:
+        found = _identity(final)
+        if found is None or not os.path.samestat(found, written):
+            raise
+
+
+def _identity(path: Path) -> os.stat_result | None:
+    """Which file has this name, None where none has."""
+    descriptor = open_fresh(path)
+    if descriptor is None:
+        return None
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_fresh(path: Path) -> int | None:
+    """A descriptor for reading, None where there is no regular file (a symbolic link is none).
+
+    An NFS client may remember for a minute that a name was missing. Opening the folder makes it ask the
+    server whether the folder has changed, so only the second look counts.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    for last in (False, True):
+        try:
+            descriptor = os.open(path, flags)
+        except _ABSENT:
+            if last or not _touch_folder(path.parent):
+                return None
+            continue
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return None
+            raise
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        return None
+    return None
+
+
+def _touch_folder(folder: Path) -> bool:
+    try:
+        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except _ABSENT:
+        return False
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive power loss."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_empty(folder: Path) -> bool:
+    """Remove a folder; False where it is not empty or not there."""
+    try:
+        os.rmdir(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.EBUSY):
+            return False
+        raise
+    return True
+
+
+def entries(folder: Path) -> list[tuple[str, bool, int]]:
+    """Name, is it a folder, size; in the order of keys, in which a folder's name ends with a slash."""
+    found: list[tuple[str, bool, int]] = []
+    try:
+        with os.scandir(folder) as scan:
+            for entry in scan:
+                if entry.is_dir(follow_symlinks=False):
+                    found.append((entry.name + "/", True, 0))
+                elif entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append((entry.name, False, entry.stat(follow_symlinks=False).st_size))
+    except _ABSENT:
+        return []
+    return sorted(found)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what writers that were killed have left; a write that takes more than a day fails."""
+    oldest = SYSTEM.now().timestamp() - _STALE_S
+    with os.scandir(folder) as scan:
+        for entry in scan:
+            with contextlib.suppress(FileNotFoundError):
+                if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                    os.unlink(entry.path)
+
+
+def read_optional(path: Path) -> bytes | None:
+    """A whole small file, None where it is missing."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None

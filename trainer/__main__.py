@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
-from orchestrator.contract import STEP_PREFIX, RunContext, parse_step, run_context
+from orchestrator.contract import RunContext, run_context
 from trainer.errors import TrainerError, UserError
 from trainer.settings import load_config
 
@@ -17,40 +18,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code. An explanation is the last line on stderr."""
     arguments = _parser().parse_args(argv)
     context = run_context()  # first of all: from here on SIGTERM means "save and stop"
-    if isinstance(sys.stdout, TextIO) or hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
         return _train(arguments, context)
     except TrainerError as e:
         print(f"trainer: {e}", file=sys.stderr, flush=True)
         return e.exit_code
+    except KeyboardInterrupt:
+        print("trainer: interrupted without saving", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
 
 
 def _train(arguments: argparse.Namespace, context: RunContext) -> int:
+    _refuse_gang()
     config = load_config(arguments.config, arguments.set)
-    folder = context.checkpoint_dir or arguments.out or Path("out") / _name(arguments.config)
-    restore_dir = context.restore_dir or _resume(arguments.resume, folder)
+    folder: Path = context.checkpoint_dir or arguments.out or Path("out") / _name(arguments.config)
     # PyTorch takes a second to import: mistakes in the configuration are told before it.
-    from trainer.train import Training
+    from trainer import checkpoint
+    from trainer.train import train
 
-    return Training(config, context, folder, restore_dir).run()
+    restore_dir = context.restore_dir
+    if restore_dir is None and arguments.resume is not None:
+        restore_dir = checkpoint.find(folder if arguments.resume == "latest" else Path(arguments.resume))
+    if restore_dir is None and context.run_id is None and checkpoint.published(folder):
+        raise UserError(
+            f"{folder} holds checkpoints already: go on with --resume latest, or choose another --out"
+        )
+    return train(config, context, folder, restore_dir)
+
+
+def _refuse_gang() -> None:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UserError(f"the trainer is one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}")
 
 
 def _name(config: Path | None) -> str:
     return config.stem if config is not None else "default"
-
-
-def _resume(wanted: str | None, folder: Path) -> Path | None:
-    """The checkpoint that `--resume` names, None without the option."""
-    if wanted is None:
-        return None
-    directory = folder if wanted == "latest" else Path(wanted)
-    if parse_step(directory.name) is not None and directory.is_dir():
-        return directory
-    steps = [path for path in directory.glob(f"{STEP_PREFIX}*") if parse_step(path.name) is not None]
-    if not steps:
-        raise UserError(f"--resume {wanted}: there is no checkpoint in {directory}")
-    return max(steps, key=lambda path: parse_step(path.name) or 0)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,14 +25,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from orchestrator.contract import MARK_FILE, RunContext, parse_step, step_name
+from orchestrator.contract import MARK_FILE, STEP_PREFIX, RunContext, parse_step, step_name
 from trainer.config import TrainerConfig
 from trainer.data import Dataset
-from trainer.errors import DamagedCheckpoint, UserError
+from trainer.errors import DamagedCheckpoint, TrainerError, UserError
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+_ASIDE_PREFIX = ".writing-"
 SHAPE_KEYS = ("n_layer", "n_head", "n_embd", "block_size", "bias")
 """Settings that a restored run cannot change: they decide the names and shapes of the weights."""
 
@@ -114,27 +115,48 @@ def save(
     model: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
 ) -> Path:
-    """Write aside, make durable, then publish as ``folder/step-NNNNNNNN``; returns that directory."""
-    aside = folder / f".writing-{step_name(state.step)}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(_plain(model), aside / MODEL_FILE)
-    save_file(_plain(optimizer), aside / OPTIMIZER_FILE)
-    (aside / STATE_FILE).write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    """Write aside, make durable, then publish as ``folder/step-NNNNNNNN``; returns that directory.
+
+    Raises:
+        TrainerError: it cannot be written, because the disk is full for instance.
+    """
+    aside = folder / f"{_ASIDE_PREFIX}{step_name(state.step)}"
     mark = _Mark(step=state.step, metrics=state.marks())
-    (aside / MARK_FILE).write_text(mark.model_dump_json() + "\n", encoding="utf-8")
-    for path in (*aside.iterdir(), aside):
-        _sync(path)
-    final = context.publish(aside, state.step)
-    _sync(folder)
+    try:
+        for stale in folder.glob(f"{_ASIDE_PREFIX}*"):  # of a process that was killed while it wrote
+            shutil.rmtree(stale)
+        aside.mkdir(parents=True)
+        save_file(_plain(model), aside / MODEL_FILE)
+        save_file(_plain(optimizer), aside / OPTIMIZER_FILE)
+        (aside / STATE_FILE).write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (aside / MARK_FILE).write_text(mark.model_dump_json() + "\n", encoding="utf-8")
+        for path in (*aside.iterdir(), aside):
+            _sync(path)
+        final = context.publish(aside, state.step)
+        _sync(folder)
+    except (OSError, SafetensorError) as e:
+        raise TrainerError(f"cannot write the checkpoint of step {state.step} to {folder}: {e}") from e
     return final
 
 
-def newest(folder: Path) -> Path | None:
-    """The published checkpoint with the highest step, None where there is none."""
-    steps = {parse_step(path.name): path for path in folder.glob("step-*") if path.is_dir()}
-    found = {step: path for step, path in steps.items() if step is not None}
-    return found[max(found)] if found else None
+def find(place: Path) -> Path:
+    """The checkpoint at `place`: that directory itself, or the one with the highest step in it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (place / STATE_FILE).is_file():
+        return place
+    steps = published(place)
+    if not steps:
+        raise UserError(f"there is no checkpoint in {place}")
+    return steps[max(steps)]
+
+
+def published(folder: Path) -> dict[int, Path]:
+    """Finished checkpoints in a folder by step."""
+    found = {parse_step(path.name): path for path in folder.glob(f"{STEP_PREFIX}*") if path.is_dir()}
+    return {step: path for step, path in found.items() if step is not None}
 
 
 def read_state(directory: Path) -> State:

@@ -21,7 +21,7 @@ class TrainerConfig(BaseModel):
 
     # Data
     dataset: str = "tiny-shakespeare"
-    """`tiny-shakespeare`, `shakespeare-plays`, or the path or URL of a text file."""
+    """`tiny-shakespeare`, `shakespeare-plays`, or the path or http(s) URL of a UTF-8 text file."""
 
     # Model
     n_layer: PositiveInt = 4
@@ -39,7 +39,9 @@ class TrainerConfig(BaseModel):
 
     # Optimization
     batch_size: PositiveInt = 12
-    """Sequences per step, over all ranks and micro-batches."""
+    """Sequences per step."""
+    micro_batches: PositiveInt = 1
+    """Parts that a batch is computed in, one after the other, to need less memory; must divide batch_size."""
     max_steps: PositiveInt = 2000
     """Stop after this many optimizer steps."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -51,7 +53,7 @@ class TrainerConfig(BaseModel):
     lr_decay_steps: PositiveInt | None = None
     """Step at which the learning rate reaches min_lr; max_steps when unset."""
     decay_lr: bool = True
-    """False keeps the learning rate at its peak after the warm-up."""
+    """False keeps the learning rate at its peak throughout, without warm-up."""
     beta1: Fraction = 0.9
     """AdamW's first moment decay."""
     beta2: Fraction = 0.99
@@ -81,7 +83,7 @@ class TrainerConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes what the placement granted, else a GPU if there is one."""
     compile: bool = False
-    """Use torch.compile."""
+    """Use torch.compile: faster steps after up to a minute of compiling; needs a C++ compiler on a CPU."""
 
     # Checkpoints (outside `orch` or where the spec's checkpoint policy does not say otherwise)
     checkpoint_interval: NonNegativeInt = 0
@@ -89,12 +91,16 @@ class TrainerConfig(BaseModel):
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 0.0
     """Minutes between checkpoints, besides checkpoint_interval; 0 switches this off."""
     probe_tolerance: Annotated[float, Field(gt=0)] = 1e-3
-    """Largest accepted difference of the probe batch's fp32 loss before and after a restore."""
+    """Largest accepted relative difference of the probe batch's fp32 loss before and after a restore."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        if self.batch_size % self.micro_batches:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batches ({self.micro_batches})"
+            )
         if self.min_lr > self.learning_rate:
             raise ValueError(f"min_lr ({self.min_lr}) must not exceed learning_rate ({self.learning_rate})")
         return self

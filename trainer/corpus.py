@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import platformdirs
 
@@ -38,7 +39,7 @@ class Corpus:
 
 
 def find_corpus(dataset: str) -> Corpus:
-    """The text that `dataset` names.
+    """The text that `dataset` names. A relative path is tried in ``ORCH_DATA_DIR`` too.
 
     Raises:
         UserError: it cannot be found, fetched, read or decoded.
@@ -49,7 +50,8 @@ def find_corpus(dataset: str) -> Corpus:
         return _corpus(dataset, _plays().encode())
     if re.match(r"https?://", dataset):
         return _corpus(dataset, download(dataset).read_bytes())
-    return _corpus(dataset, _read(Path(dataset).expanduser()))
+    path = Path(dataset).expanduser()
+    return _corpus(dataset, _read(next((p for p in (path, *_in_data_dir(path)) if p.is_file()), path)))
 
 
 def cache_dir() -> Path:
@@ -63,9 +65,12 @@ def download(url: str, sha256: str | None = None) -> Path:
     Raises:
         UserError: it cannot be fetched, or its SHA-256 is not the expected one.
     """
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise UserError("the URL of a dataset must not contain a password: it is kept with the run")
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
-    target = cache_dir() / f"{name}-{Path(url).name or 'text'}"
-    if target.is_file() and (sha256 is None or _sha256(target.read_bytes()) == sha256):
+    target = cache_dir() / f"{name}-{Path(parts.path).name or 'text'}"
+    if target.is_file() and (sha256 is None or _sha256(_read(target)) == sha256):
         return target
     data = _fetch(url)
     if sha256 is not None and _sha256(data) != sha256:
@@ -74,23 +79,24 @@ def download(url: str, sha256: str | None = None) -> Path:
     return target
 
 
+def _in_data_dir(*names: str | Path) -> list[Path]:
+    folder = os.environ.get("ORCH_DATA_DIR")
+    return [Path(folder).expanduser() / name for name in names] if folder else []
+
+
 def _tiny_shakespeare() -> bytes:
-    folders = [Path(os.environ["ORCH_DATA_DIR"]).expanduser()] if os.environ.get("ORCH_DATA_DIR") else []
-    candidates = [folder / name for folder in folders for name in ("input.txt", "tinyshakespeare/input.txt")]
+    candidates = _in_data_dir("input.txt", "tinyshakespeare/input.txt")
     for path in candidates:
-        if path.is_file():
-            data = _read(path)
-            if _sha256(data) != TINY_SHAKESPEARE_SHA256:
-                raise UserError(
-                    f"{path} is not tiny-shakespeare: its SHA-256 is {_sha256(data)}, "
-                    f"expected {TINY_SHAKESPEARE_SHA256} (to train on it, name the file as `dataset`)"
-                )
+        if path.is_file() and _sha256(data := _read(path)) == TINY_SHAKESPEARE_SHA256:
             return data
     try:
         return download(TINY_SHAKESPEARE_URL, TINY_SHAKESPEARE_SHA256).read_bytes()
     except UserError as e:
-        looked = ", ".join(map(str, candidates)) or "ORCH_DATA_DIR is not set"
-        raise UserError(f"tiny-shakespeare is not on this machine ({looked}) and {e}") from e
+        looked = " and ".join(map(str, candidates)) or "ORCH_DATA_DIR, which is not set"
+        raise UserError(
+            f"tiny-shakespeare (SHA-256 {TINY_SHAKESPEARE_SHA256[:12]}...) is neither in {looked} nor in "
+            f"{cache_dir()}, and {e}"
+        ) from e
 
 
 def _plays() -> str:
@@ -112,8 +118,10 @@ def _plays() -> str:
 
 
 def strip_markup(markdown: str) -> str:
-    """A play as plain text in tiny-shakespeare's form: `**NAME**` becomes `NAME:`, headings and stage directions
-    keep their words only, lines lose trailing spaces."""
+    """A play as plain text in tiny-shakespeare's form.
+
+    `**NAME**` becomes `NAME:`; headings and stage directions keep their words; escapes and trailing spaces go.
+    """
     text = re.sub(r"^\*\*(.+?)\*\* *$", r"\1:", markdown, flags=re.MULTILINE)
     text = re.sub(r"^#+ +", "", text, flags=re.MULTILINE)
     text = re.sub(r"(?<!\\)[*_]", "", text)
@@ -143,15 +151,19 @@ def _sha256(data: bytes) -> str:
 
 
 def _fetch(url: str) -> bytes:
-    import urllib.request  # costs start-up time and is seldom needed
+    import http.client  # both cost start-up time and are seldom needed
+    import urllib.request
 
     try:
         with urllib.request.urlopen(url, timeout=_DOWNLOAD_TIMEOUT_S) as reply:
             data: bytes = reply.read(_DOWNLOAD_LIMIT_BYTES + 1)
-    except (OSError, ValueError) as e:
+            expected = reply.headers.get("Content-Length")
+    except (OSError, ValueError, http.client.HTTPException) as e:
         raise UserError(f"cannot download {url}: {e}") from e
     if len(data) > _DOWNLOAD_LIMIT_BYTES:
         raise UserError(f"{url} is larger than {_DOWNLOAD_LIMIT_BYTES} bytes")
+    if expected is not None and len(data) != int(expected):
+        raise UserError(f"cannot download {url}: got {len(data)} of {expected} bytes")
     return data
 
 

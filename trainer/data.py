@@ -78,8 +78,8 @@ def tokenise(corpus: Corpus, block_size: int) -> Dataset:
     train, val = tokens.tensor_split([int(len(tokens) * _TRAIN_FRACTION)])
     if len(val) <= block_size:
         raise UserError(
-            f"{corpus.name} has {len(tokens)} characters, of which {len(val)} are for validation: too few for "
-            f"block_size {block_size}; use a longer text or a smaller block_size"
+            f"{corpus.name} has {len(tokens)} characters, of which {len(val)} are for validation: too few "
+            f"for block_size {block_size}; use a longer text or a smaller block_size"
         )
     vocabulary = Vocabulary("".join(map(chr, distinct)))
     return Dataset(corpus.name, corpus.sha256, vocabulary, train, val)
@@ -110,21 +110,28 @@ class Batches:
         """Start positions (B,) of the `eval_batches` batches of the evaluation at `step`; see :meth:`at`."""
         count = self._config.eval_batches * self._config.batch_size
         starts = self._starts(split, _EVAL_STREAM[split], step, count)
-        return list(starts.split(self._config.batch_size))
+        return self._grouped(starts)
 
     def at(self, split: Split, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets, (len(starts), T) each, of the sequences that begin at `starts`."""
         return self._cut(split, starts)
 
     def whole(self, split: Split) -> list[Tensor]:
-        """Start positions of consecutive sequences that cover the split but for less than T characters at its end."""
+        """Start positions, (B,) or fewer in the last batch, of consecutive sequences over the split.
+
+        Less than T characters at its end are left out.
+        """
         T = self._config.block_size
         starts = torch.arange(0, len(self._tokens[split]) - T, T)
-        return list(starts.split(self._config.batch_size))
+        return self._grouped(starts)
 
     def probe(self) -> tuple[Tensor, Tensor]:
         """A few sequences that are the same for every run on this text with this block size."""
         return self._cut("val", self._starts("val", Stream.PROBE, 0, _PROBE_SEQUENCES, seed=0))
+
+    def _grouped(self, starts: Tensor) -> list[Tensor]:
+        B = self._config.batch_size
+        return [starts[begin : begin + B] for begin in range(0, len(starts), B)]
 
     def _starts(self, split: Split, stream: Stream, step: int, count: int, seed: int | None = None) -> Tensor:
         seed = self._config.seed if seed is None else seed

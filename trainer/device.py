@@ -6,6 +6,7 @@ import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -59,7 +60,7 @@ class Hardware:
         """What people call the device."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        return platform.processor() or platform.machine()
+        return _cpu_name()
 
 
 def choose_hardware(config: TrainerConfig, context: RunContext) -> Hardware:
@@ -72,8 +73,9 @@ def choose_hardware(config: TrainerConfig, context: RunContext) -> Hardware:
     threads = context.cpus or _all_cores()
     if context.cpus or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
-    deterministic = _deterministic(device, config.compile)
-    return Hardware(device, _dtype(config, device), torch.get_num_threads(), config.compile, deterministic)
+    dtype = _dtype(config, device)
+    deterministic = _deterministic(device, dtype, config.compile)
+    return Hardware(device, dtype, torch.get_num_threads(), config.compile, deterministic)
 
 
 def _device(wanted: str, granted: str | None) -> torch.device:
@@ -96,16 +98,25 @@ def _dtype(config: TrainerConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
-def _deterministic(device: torch.device, compiled: bool) -> bool:
+def _deterministic(device: torch.device, dtype: torch.dtype, compiled: bool) -> bool:
     """Ask for repeatable kernels; whether they can be had."""
-    if compiled:
-        return False
     if device.type == "cuda":
         # Read when cuBLAS starts, which is after this.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
-    return True
+        return not compiled
+    # Compiled bf16 sums the embedding's gradient by atomic additions from several threads.
+    return not compiled or dtype == torch.float32 or torch.get_num_threads() == 1
+
+
+def _cpu_name() -> str:
+    """The processor's model where Linux tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or platform.machine()
 
 
 def _all_cores() -> int:

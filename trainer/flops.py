@@ -9,40 +9,39 @@ import torch
 from trainer.config import TrainerConfig
 
 A100_BF16_FLOPS = 312e12
-"""Dense bf16 peak of an NVIDIA A100, which nanoGPT measures every device against (NVIDIA A100 data sheet)."""
+"""Dense bf16 peak of an A100 (NVIDIA's data sheet), which nanoGPT measures every device against."""
 
-# Dense peaks in TFLOP/s as (bf16 tensor cores, fp32), from the vendors' data sheets and whitepapers. The first entry
-# whose words all occur in the device's name counts, so longer names come first.
-_GPU_TFLOPS: tuple[tuple[str, float, float], ...] = (
-    ("H200", 989.4, 66.9),
-    ("H100 PCIe", 756.4, 51.2),
-    ("H100 NVL", 835.5, 60.0),
-    ("H100", 989.4, 66.9),
-    ("A100", 312.0, 19.5),
-    ("A10G", 70.0, 31.5),
-    ("A10", 125.0, 31.2),
-    ("L40S", 362.1, 91.6),
-    ("L4", 121.0, 30.3),
-    ("T4", 0.0, 8.1),
-    ("V100", 0.0, 15.7),
-    ("RTX 4090", 165.2, 82.6),
-    ("RTX 4080 SUPER", 104.4, 52.2),
-    ("RTX 4080", 97.5, 48.7),
-    ("RTX 4070 Ti SUPER", 88.2, 44.1),
-    ("RTX 4070 Ti", 80.2, 40.1),
-    ("RTX 4070", 58.3, 29.1),
-    ("RTX 3090", 71.0, 35.6),
-    ("RTX 3080", 59.5, 29.8),
-    ("RTX 3070", 40.6, 20.3),
-    ("RTX 3060", 25.6, 12.7),
-)
+# Dense peaks in TFLOP/s as (bf16 tensor cores with fp32 sums, fp32), from NVIDIA's data sheets and white papers.
+# By the whole name that the driver reports, because an "RTX 4070" is not an "RTX 4070 Laptop GPU".
+_GPU_TFLOPS: dict[str, tuple[float, float]] = {
+    "NVIDIA H200": (989.4, 66.9),
+    "NVIDIA H100 80GB HBM3": (989.4, 66.9),
+    "NVIDIA H100 NVL": (835.5, 60.0),
+    "NVIDIA H100 PCIe": (756.4, 51.2),
+    "NVIDIA A100-SXM4-40GB": (312.0, 19.5),
+    "NVIDIA A100-SXM4-80GB": (312.0, 19.5),
+    "NVIDIA A100-PCIE-40GB": (312.0, 19.5),
+    "NVIDIA A100 80GB PCIe": (312.0, 19.5),
+    "NVIDIA A10": (125.0, 31.2),
+    "NVIDIA L40S": (362.0, 91.6),
+    "NVIDIA L4": (121.0, 30.3),
+    "NVIDIA GeForce RTX 4090": (165.2, 82.6),
+    "NVIDIA GeForce RTX 4080 SUPER": (104.4, 52.2),
+    "NVIDIA GeForce RTX 4080": (97.5, 48.7),
+    "NVIDIA GeForce RTX 4070 Ti SUPER": (88.2, 44.1),
+    "NVIDIA GeForce RTX 4070 Ti": (80.2, 40.1),
+    "NVIDIA GeForce RTX 4070": (58.3, 29.1),
+    "NVIDIA GeForce RTX 3090": (71.0, 35.6),
+    "NVIDIA GeForce RTX 3080": (59.5, 29.8),
+    "NVIDIA GeForce RTX 3070": (40.6, 20.3),
+}
 
 
 def flops_per_step(config: TrainerConfig, parameters: int) -> float:
     """Floating-point operations of one forward and backward pass over B x T tokens.
 
-    ``6 N + 12 L H Q T`` per token: PaLM (arXiv 2204.02311), appendix B. N is `parameters`, without the position
-    embeddings as nanoGPT counts them; H Q = n_embd.
+    ``6 N + 12 L H Q T`` per token: PaLM (arXiv 2204.02311), appendix B. N is `parameters`, counted without the
+    position embeddings as nanoGPT does; H Q = n_embd.
     """
     T = config.block_size
     per_token = 6 * parameters + 12 * config.n_layer * config.n_embd * T
@@ -50,13 +49,14 @@ def flops_per_step(config: TrainerConfig, parameters: int) -> float:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Dense peak of the device for matrices of `dtype`, in FLOP/s: published for known GPUs, else measured."""
+    """Dense peak of the device for matrices of `dtype`, in FLOP/s: published for known GPUs, else measured.
+
+    The fp32 peak is that of the fp32 units: the trainer does not let fp32 fall back to TF32.
+    """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device).replace("-", " ")
-        for words, bf16, fp32 in _GPU_TFLOPS:
-            published = bf16 if dtype == torch.bfloat16 else fp32
-            if published and all(word in name.split() for word in words.split()):
-                return published * 1e12
+        published = _GPU_TFLOPS.get(torch.cuda.get_device_name(device))
+        if published is not None:
+            return published[0 if dtype == torch.bfloat16 else 1] * 1e12
     return measured_flops(device, dtype)
 
 

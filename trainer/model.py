@@ -1,6 +1,7 @@
 """GPT-2's decoder as nanoGPT trains it. Shapes: B sequences, T tokens, C channels, V characters.
 
-Parameters carry GPT-2's published names (``h.0.attn.c_attn.weight``); matrices are stored (out, in).
+Parameters carry GPT-2's published names (``h.0.attn.c_attn.weight``); matrices are stored (out, in). Layers are
+not those of `torch.nn`, whose constructors draw weights that would be thrown away.
 """
 
 from __future__ import annotations
@@ -14,6 +15,29 @@ from torch.nn import functional as F
 from trainer.config import TrainerConfig
 
 _INIT_STD = 0.02
+
+
+class Linear(nn.Module):
+    """A matrix (out, in) and, where wanted, a bias of zeros. The model fills the matrix."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Embedding(nn.Module):
+    """One row of C numbers for each token or position. The model fills them."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return F.embedding(rows, self.weight)
 
 
 class LayerNorm(nn.Module):
@@ -36,15 +60,14 @@ class Attention(nn.Module):
         C = config.n_embd
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.c_attn = _linear(C, 3 * C, config.bias)
-        self.c_proj = _linear(C, C, config.bias)
+        self.c_attn = Linear(C, 3 * C, config.bias)
+        self.c_proj = Linear(C, C, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
         heads = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, head, T, C / head)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = _attend(q, k, v, self.dropout if self.training else 0.0)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
         return F.dropout(y, self.dropout, self.training)
 
@@ -55,8 +78,8 @@ class MLP(nn.Module):
     def __init__(self, config: TrainerConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.c_fc = _linear(config.n_embd, 4 * config.n_embd, config.bias)
-        self.c_proj = _linear(4 * config.n_embd, config.n_embd, config.bias)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd, config.bias)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(self.c_proj(F.gelu(self.c_fc(x))), self.dropout, self.training)
@@ -88,8 +111,8 @@ class GPT(nn.Module):
         self.block_size = config.block_size
         self.dropout = config.dropout
         self.n_layer = config.n_layer
-        self.wte = _embedding(vocab_size, config.n_embd)
-        self.wpe = _embedding(config.block_size, config.n_embd)
+        self.wte = Embedding(vocab_size, config.n_embd)
+        self.wpe = Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, config.bias)
         self._initialise(torch.Generator().manual_seed(seed))
@@ -98,7 +121,7 @@ class GPT(nn.Module):
     def _initialise(self, generator: torch.Generator) -> None:
         """N(0, 0.02) for every matrix; 0.02 / sqrt(2 n_layer) for those that add to the residual stream.
 
-        From "Language Models are Unsupervised Multitask Learners" (GPT-2), section 2.3, as nanoGPT applies it.
+        From the GPT-2 paper ("Language Models are Unsupervised Multitask Learners"), section 2.3.
         """
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
@@ -126,19 +149,17 @@ class GPT(nn.Module):
         return logits, loss
 
     def parameter_count(self, positions: bool = True) -> int:
-        """Number of parameters; without the position embeddings where `positions` is false, as nanoGPT counts."""
+        """Number of parameters. nanoGPT leaves the position embeddings out: `positions` false."""
         total = sum(parameter.numel() for parameter in self.parameters())
         return total if positions else total - self.wpe.weight.numel()
 
 
-def _linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
-    """A linear layer with a zero bias and vacant weights: PyTorch's own initialisation would be thrown away."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _embedding(rows: int, columns: int) -> nn.Embedding:
-    layer: nn.Embedding = nn.utils.skip_init(nn.Embedding, rows, columns)
-    return layer
+def _attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over earlier positions; all (B, head, T, d)."""
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        # The CPU kernel's bf16 backward is several times slower than the fp32 one.
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(
+                q.float(), k.float(), v.float(), dropout_p=dropout, is_causal=True
+            )
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)

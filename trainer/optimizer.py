@@ -23,9 +23,8 @@ _FUSED_DEVICES = ("cpu", "cuda")
 def learning_rate(config: TrainerConfig, step: int) -> float:
     """The rate of the update that leads from `step` to `step` + 1: nanoGPT's warm-up and cosine.
 
-    Linear to the peak over `warmup_steps`, reaching `peak * (step + 1) / (warmup_steps + 1)`; then half a cosine
-    down to `min_lr` at `lr_decay_steps`, and `min_lr` after it. Without `decay_lr` it is the peak throughout,
-    warm-up included, as in nanoGPT.
+    Below `warmup_steps` it is `peak * (step + 1) / (warmup_steps + 1)`; then half a cosine down to `min_lr`
+    at `lr_decay_steps`, and `min_lr` after it. Without `decay_lr` it is the peak throughout.
     """
     if not config.decay_lr:
         return config.learning_rate
@@ -52,7 +51,7 @@ class _Group:
 class AdamW:
     """Decoupled weight decay (Loshchilov and Hutter, 2019). Matrices and embeddings decay, vectors do not.
 
-    `exp_avg` and `exp_avg_sq` hold the moments by parameter name. The number of updates made is the run's step.
+    `exp_avg` and `exp_avg_sq` hold the moments by parameter name.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainerConfig) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from trainer.config import TrainerConfig
+from trainer.data import Dataset
 from trainer.device import Hardware
 from trainer.flops import A100_BF16_FLOPS, flops_per_step, peak_flops
+from trainer.model import GPT
 
 
 def say(line: str) -> None:
@@ -83,3 +85,17 @@ def step_line(step: int, loss: float, lr: float, speed: dict[str, float]) -> str
         f"{line}, {speed['perf/step_ms']:.2f} ms/step, {speed['perf/tokens_per_s']:,.0f} tokens/s, "
         f"mfu {speed['perf/mfu']:.1%}"
     )
+
+
+def introduction(config: TrainerConfig, dataset: Dataset, model: GPT, hardware: Hardware) -> None:
+    """What is trained, on what, and where."""
+    B, T = config.batch_size, config.block_size
+    say(
+        f"{dataset.name}: {len(dataset.train):,} characters to train, {len(dataset.val):,} to validate, "
+        f"{len(dataset.vocabulary)} distinct"
+    )
+    say(f"model: {model.parameter_count():,} parameters; batch: {B} x {T} = {B * T:,} tokens per step")
+    where = f"{hardware.threads} threads" if hardware.device.type == "cpu" else hardware.name()
+    dtype = str(hardware.dtype).removeprefix("torch.")
+    repeatable = str(hardware.deterministic).lower()
+    say(f"device: {hardware.device.type} ({where}), {dtype}, deterministic: {repeatable}")

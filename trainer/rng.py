@@ -1,7 +1,7 @@
 """Randomness as a pure function of (seed, stream, step), so that no generator state is ever saved.
 
-PyTorch's CPU generator is an MT19937 that looks only at the low 32 bits of its seed: a seed built by
-shifting, such as ``(seed << 32) + step``, gives every run the same batches. So the three numbers are mixed first.
+PyTorch's CPU generator is an MT19937 that looks only at the low 32 bits of its seed: with a seed such as
+``(seed << 32) + step`` every run would draw the same batches, whatever its seed. So the numbers are mixed.
 """
 
 from __future__ import annotations

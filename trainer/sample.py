@@ -41,9 +41,9 @@ def generate(
     seed: int = 1337,
     stop: Callable[[], bool] = lambda: False,
 ) -> str:
-    """`tokens` characters that follow the prompt; the same for the same weights, arguments and kind of device.
+    """The prompt and `tokens` characters that follow; the same for the same weights, arguments and device.
 
-    Characters are drawn on the CPU. Ends early once `stop` says so. `model` must be in eval mode.
+    Ends early once `stop` says so. `model` must be in eval mode.
 
     Raises:
         UserError: the prompt is empty or has characters that the model does not know.
@@ -104,9 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="directory of a checkpoint, such as out/laptop/step-00002000")
     parser.add_argument("--tokens", type=int, default=500, help="characters to write (default %(default)s)")
     parser.add_argument("--temperature", type=_positive, default=0.8, help="below 1 is less random")
-    parser.add_argument(
-        "--top-k", type=int, default=200, help="draw from the K likeliest characters; 0 from all"
-    )
+    parser.add_argument("--top-k", type=int, default=200, help="draw from the K likeliest; 0: from all")
     parser.add_argument("--seed", type=int, default=1337, help="the same seed gives the same text")
     parser.add_argument("--prompt", default="\n", help="text to go on from (default: a line end)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute")

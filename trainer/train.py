@@ -1,9 +1,9 @@
 """The training loop.
 
-Step k is the state after k optimizer updates. Everything logged at step k was measured with the weights of step k:
-``val/loss`` by an evaluation, ``train/loss`` on the batch of the update that leads to step k + 1. These are
-nanoGPT's iteration numbers. nanoGPT makes one more update after its last evaluation, at iteration `max_iters`;
-here the run ends with that evaluation, so the final weights are those that were evaluated.
+Step k is the state after k optimizer updates, and everything logged at step k was measured with the weights
+of step k: ``val/loss`` by an evaluation, ``train/loss`` on the batch of the update that leads to step k + 1. So
+step numbers are nanoGPT's iteration numbers. nanoGPT makes one more update after its last evaluation, which is
+at iteration `max_iters`; here a run ends with that evaluation, so that the final weights are the evaluated ones.
 """
 
 from __future__ import annotations
@@ -20,14 +20,32 @@ from trainer import checkpoint
 from trainer.checkpoint import Evaluation, Restored, State
 from trainer.config import TrainerConfig
 from trainer.corpus import find_corpus
-from trainer.data import Batches, Split, tokenise
+from trainer.data import Batches, tokenise
 from trainer.device import choose_hardware
 from trainer.errors import TrainerError, UserError
+from trainer.evaluate import Evaluator
 from trainer.model import GPT
 from trainer.optimizer import AdamW, learning_rate
-from trainer.progress import Meter, say, step_line
+from trainer.progress import Meter, introduction, say, step_line
 from trainer.rng import Stream, stream_seed
 from trainer.sample import generate
+
+
+def train(config: TrainerConfig, context: RunContext, folder: Path, restore_dir: Path | None = None) -> int:
+    """Train in this process; checkpoints go to `folder`. Returns the exit code.
+
+    Raises:
+        TrainerError: training cannot go on; the message explains it.
+    """
+    try:
+        return Training(config, context, folder, restore_dir).run()
+    except torch.OutOfMemoryError as e:
+        reason = str(e).partition(". ")[0]
+        raise TrainerError(f"out of GPU memory: {reason}; {_less_memory(config)}") from e
+    except RuntimeError as e:
+        if "DefaultCPUAllocator" not in str(e):
+            raise
+        raise TrainerError(f"out of memory: {str(e).splitlines()[0]}; {_less_memory(config)}") from e
 
 
 class Training:
@@ -44,8 +62,10 @@ class Training:
         self.batches = Batches(self.dataset, config, self.hardware.device)
         seed = stream_seed(config.seed, Stream.INIT)
         self.model = GPT(config, len(self.dataset.vocabulary), seed).to(self.hardware.device)
+        self.forward = _compiled(self.model) if config.compile else self.model
         self.optimizer = AdamW(self.model.named_parameters(), config)
-        self.forward: nn.Module = torch.compile(self.model) if config.compile else self.model  # type: ignore[assignment]
+        stop = context.stop_requested
+        self.evaluator = Evaluator(self.model, self.forward, self.batches, self.hardware, stop)
         self.meter = Meter(config, self.hardware, self.model.parameter_count(positions=False))
         self.step = 0
         self.saved_step: int | None = None
@@ -53,7 +73,7 @@ class Training:
         self.evaluation: Evaluation | None = None
         self.best: Evaluation | None = None
         self.train_loss: float | None = None
-        self._introduce()
+        introduction(config, self.dataset, self.model, self.hardware)
         if restore_dir is not None:
             self._restore(checkpoint.read(restore_dir))
 
@@ -71,25 +91,28 @@ class Training:
             self.update()
 
     def update(self) -> None:
-        """One optimizer step, from step k to k + 1, on B sequences of T tokens."""
+        """One optimizer update, from step k to k + 1, on B sequences of T tokens."""
         k = self.step
         self.meter.count()
         lr = learning_rate(self.config, k)
-        loss = self._batch_loss(k)
-        loss.backward()  # type: ignore[no-untyped-call]
-        limit = self.config.grad_clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        loss = self._backward(*self.batches.train(k))
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
         self.optimizer.step(lr)
         self.step = k + 1
         if k % self.config.log_interval == 0:
             self._log_step(k, loss.item(), norm.item(), lr)
 
-    def _batch_loss(self, step: int) -> Tensor:
-        x, y = self.batches.train(step)  # (B, T) each
-        self.hardware.seed_dropout(stream_seed(self.config.seed, Stream.DROPOUT, step))
-        with self.hardware.autocast():
-            _, loss = self.forward(x, y)
-        return loss  # type: ignore[no-any-return]
+    def _backward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Gradients of the mean loss of inputs and targets (B, T), and that loss."""
+        self.hardware.seed_dropout(stream_seed(self.config.seed, Stream.DROPOUT, self.step))
+        parts = self.config.micro_batches
+        total = torch.zeros((), device=x.device)
+        for part in range(parts):
+            with self.hardware.autocast():
+                loss = self.forward(x[part::parts], y[part::parts])[1] / parts
+            loss.backward()
+            total += loss.detach()
+        return total
 
     def _log_step(self, step: int, loss: float, norm: float, lr: float) -> None:
         self._check_finite(step, "the training loss", loss)
@@ -107,44 +130,16 @@ class Training:
     def evaluate(self) -> None:
         """Estimate both losses at this step; gives up without a trace when asked to stop meanwhile."""
         with self.meter.paused():
-            train, val = self._estimate("train"), self._estimate("val")
-        if train is None or val is None:
+            found = self.evaluator.estimate(self.step)
+        if found is None:
             return
-        self._check_finite(self.step, "the validation loss", val)
-        self.evaluation = Evaluation(step=self.step, train=train, val=val)
-        if self.best is None or val < self.best.val:
-            self.best = self.evaluation
-        self.context.log(
-            self.step, {"train/loss_eval": train, "val/loss": val, "best/val_loss": self.best.val}
-        )
-        say(f"step {self.step}: train loss {train:.4f}, val loss {val:.4f}")
-
-    def _estimate(self, split: Split) -> float | None:
-        return self._mean_loss(split, self.batches.evaluation(split, self.step))
-
-    @torch.no_grad()
-    def _mean_loss(self, split: Split, batches: list[Tensor]) -> float | None:
-        """Mean loss over sequences that begin at given places; None when asked to stop meanwhile."""
-        self.forward.eval()
-        total, count = 0.0, 0
-        for starts in batches:
-            if self.context.stop_requested():
-                break
-            x, y = self.batches.at(split, starts)
-            with self.hardware.autocast():
-                _, loss = self.forward(x, y)
-            total += loss.item() * len(starts)
-            count += len(starts)
-        self.forward.train()
-        return total / count if count == sum(map(len, batches)) else None
-
-    @torch.no_grad()
-    def _probe_loss(self) -> float:
-        """fp32 loss of the probe batch, without dropout and not compiled."""
-        self.model.eval()
-        loss = self.model(*self.batches.probe())[1].item()
-        self.model.train()
-        return float(loss)
+        self._check_finite(self.step, "the validation loss", found.val)
+        self.evaluation = found
+        if self.best is None or found.val < self.best.val:
+            self.best = found
+        losses = {"train/loss_eval": found.train, "val/loss": found.val, "best/val_loss": self.best.val}
+        self.context.log(self.step, losses)
+        say(f"step {self.step}: train loss {found.train:.4f}, val loss {found.val:.4f}")
 
     def _checkpoint_due(self) -> bool:
         if self.step in (0, self.saved_step):
@@ -154,28 +149,29 @@ class Training:
             return True
         return bool(minutes) and time.monotonic() - self.saved_at >= minutes * 60.0
 
-    def save(self) -> Path:
+    def save(self) -> None:
         """Publish a checkpoint of this step."""
         with self.meter.paused():
-            probe = self._probe_loss()
+            probe = self.evaluator.probe()
             self._check_finite(self.step, "the probe loss", probe)
-            state = State(
-                step=self.step,
-                config=self.config,
-                dataset=self.dataset.name,
-                dataset_sha256=self.dataset.sha256,
-                vocabulary=self.dataset.vocabulary.characters,
-                evaluation=self.evaluation,
-                best=self.best,
-                train_loss=self.train_loss,
-                probe_loss=probe,
-                environment=self.hardware.environment(),
-            )
-            weights = dict(self.model.named_parameters())
-            final = checkpoint.save(self.context, self.folder, state, weights, self.optimizer.state())
+            weights, moments = dict(self.model.named_parameters()), self.optimizer.state()
+            final = checkpoint.save(self.context, self.folder, self._state(probe), weights, moments)
         self.saved_step, self.saved_at = self.step, time.monotonic()
         say(f"step {self.step}: saved {final}")
-        return final
+
+    def _state(self, probe_loss: float) -> State:
+        return State(
+            step=self.step,
+            config=self.config,
+            dataset=self.dataset.name,
+            dataset_sha256=self.dataset.sha256,
+            vocabulary=self.dataset.vocabulary.characters,
+            evaluation=self.evaluation,
+            best=self.best,
+            train_loss=self.train_loss,
+            probe_loss=probe_loss,
+            environment=self.hardware.environment(),
+        )
 
     def _restore(self, restored: Restored) -> None:
         """Go on from a checkpoint, once the probe batch shows that these are the same weights."""
@@ -194,17 +190,18 @@ class Training:
             self.evaluation, self.saved_step = None, None
 
     def _compare_probe(self, state: State) -> None:
-        probe = self._probe_loss()
-        delta = abs(probe - state.probe_loss) / abs(state.probe_loss)
+        now = self.evaluator.probe()
+        delta = abs(now - state.probe_loss) / abs(state.probe_loss)
         self.context.log(self.step, {"probe/delta": delta})
         say(
-            f"probe batch: {state.probe_loss:.8f} when saved, {probe:.8f} now, relative difference {delta:.1e}"
+            f"probe batch: loss {now:.8f}, {state.probe_loss:.8f} when saved; relative difference {delta:.1e}"
         )
         if not delta <= self.config.probe_tolerance:
             raise UserError(
-                f"the restored weights give another loss on the probe batch: {probe} instead of {state.probe_loss}, "
-                f"relative difference {delta:.2e} above probe_tolerance {self.config.probe_tolerance}; "
-                f"saved on {state.environment.device_name} with PyTorch {state.environment.torch}"
+                f"the restored weights give the probe batch the loss {now} instead of {state.probe_loss}: "
+                f"the relative difference {delta:.2e} is above probe_tolerance {self.config.probe_tolerance}; "
+                f"saved on {state.environment.device_name} with PyTorch {state.environment.torch}, "
+                f"restored on {self.hardware.name()} with {torch.__version__}"
             )
 
     def _stop(self) -> int:
@@ -214,31 +211,29 @@ class Training:
         return EXIT_SAVED
 
     def _finish(self) -> int:
-        """The last checkpoint, a sample and a summary."""
-        if self.config.final_eval == "full":
-            whole = self._mean_loss("val", self.batches.whole("val"))
-            if whole is not None:
-                self.context.log(self.step, {"val/loss_full": whole})
-                say(f"step {self.step}: val loss over the whole split {whole:.4f}")
+        """The last measurements and checkpoint, a sample and a summary."""
+        self.hardware.seed_dropout(stream_seed(self.config.seed, Stream.DROPOUT, self.step))
+        self.train_loss = self.evaluator.batch_loss(self.step)
+        self.context.log(self.step, {"train/loss": self.train_loss})
+        if self.config.final_eval == "full" and (whole := self.evaluator.whole_val()) is not None:
+            self.context.log(self.step, {"val/loss_full": whole})
+            say(f"step {self.step}: val loss over the whole split {whole:.4f}")
         if self.saved_step != self.step:
             self.save()
         if self.config.sample_tokens:
             self._write_sample()
-        if self.evaluation and self.best:
-            say(
-                f"done at step {self.step}: train loss {self.evaluation.train:.4f}, val loss {self.evaluation.val:.4f}, "
-                f"best val loss {self.best.val:.4f} at step {self.best.step}"
-            )
+        if (last := self.evaluation) and (best := self.best):
+            losses = f"train loss {last.train:.4f}, val loss {last.val:.4f}"
+            say(f"done at step {self.step}: {losses}; best val loss {best.val:.4f} at step {best.step}")
         return 0
 
     def _write_sample(self) -> None:
+        vocabulary = self.dataset.vocabulary
         text = generate(
             self.model.eval(),
-            self.dataset.vocabulary,
+            vocabulary,
             tokens=self.config.sample_tokens,
-            prompt="\n"
-            if "\n" in self.dataset.vocabulary.characters
-            else self.dataset.vocabulary.characters[0],
+            prompt="\n" if "\n" in vocabulary.characters else vocabulary.characters[0],
             seed=self.config.seed,
             stop=self.context.stop_requested,
         )
@@ -250,22 +245,15 @@ class Training:
     def _check_finite(self, step: int, what: str, value: float) -> None:
         if not math.isfinite(value):
             raise TrainerError(
-                f"{what} is {value} at step {step}: training diverged and no checkpoint of it was written; "
-                f"lower learning_rate ({self.config.learning_rate}) or set grad_clip ({self.config.grad_clip})"
+                f"{what} is {value} at step {step}: training diverged, and this step was not saved; lower "
+                f"learning_rate ({self.config.learning_rate}) or set grad_clip ({self.config.grad_clip})"
             )
 
-    def _introduce(self) -> None:
-        data, hardware = self.dataset, self.hardware
-        say(
-            f"{data.name}: {len(data.train):,} characters to train, {len(data.val):,} to validate, "
-            f"{len(data.vocabulary)} distinct"
-        )
-        say(
-            f"model: {self.model.parameter_count():,} parameters; batch: {self.config.batch_size} x "
-            f"{self.config.block_size} = {self.config.batch_size * self.config.block_size:,} tokens per step"
-        )
-        dtype = str(hardware.dtype).removeprefix("torch.")
-        where = f"{hardware.threads} threads" if hardware.device.type == "cpu" else hardware.name()
-        say(
-            f"device: {hardware.device.type} ({where}), {dtype}, deterministic: {str(hardware.deterministic).lower()}"
-        )
+
+def _compiled(model: GPT) -> nn.Module:
+    compiled: nn.Module = torch.compile(model)  # type: ignore[assignment]
+    return compiled
+
+
+def _less_memory(config: TrainerConfig) -> str:
+    return f"raise micro_batches ({config.micro_batches}) or lower batch_size ({config.batch_size})"

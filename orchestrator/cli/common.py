@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -71,6 +72,19 @@ Json = Annotated[
     bool,
     typer.Option(
         "--json", help="Print JSON, for programs; errors too.", callback=_remember_json, is_eager=True
+    ),
+]
+
+
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the spec; may be repeated."),
+]
+Follow = Annotated[
+    bool,
+    typer.Option(
+        "--follow", "-f", help="Watch until the run is over and end with its outcome. Ctrl-C only detaches."
     ),
 ]
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import cluster, common, runs, views
+from orchestrator.cli import cluster, common, insight, runs, spec, views
 
 HELP = """Train models on the machines you own.
 
@@ -47,9 +47,8 @@ def _root(
     pass
 
 
-runs.register(app)
-views.register(app)
-cluster.register(app)
+for topic in (runs, views, insight, cluster, spec):
+    topic.register(app)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -79,12 +80,11 @@ def size(count: int) -> str:
 
 
 def number(value: float | None) -> str:
-    """A measurement in four significant digits."""
+    """Whole numbers in full, such as `1,536,000`; others in four significant digits."""
     if value is None:
         return NOTHING
-    if value == int(value) and abs(value) < 1e6:
-        return f"{value:.0f}"
-    return f"{value:.4g}"
+    whole = math.isfinite(value) and value == int(value) and abs(value) < 1e15
+    return f"{value:,.0f}" if whole else f"{value:.4g}"
 
 
 def loss(value: float | None) -> str:

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.common import RUNS, Json, RunRef, connect, out, print_json
+from orchestrator.cli.common import RUNS, Follow, Json, RunRef, Set, SpecFile, connect, out, print_json
 
 if TYPE_CHECKING:
     from orchestrator.client import Client
-    from orchestrator.messages import Submitted
-
-Follow = Annotated[
-    bool,
-    typer.Option(
-        "--follow", "-f", help="Watch until the run is over and end with its outcome. Ctrl-C only detaches."
-    ),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the spec; may be repeated."),
-]
+    from orchestrator.messages import RunDetail, SubmitRequest, Submitted
+    from orchestrator.spec import RunSpec
 
 
 def register(app: typer.Typer) -> None:
@@ -31,11 +20,12 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=RUNS)(submit)
     app.command(rich_help_panel=RUNS)(follow)
     app.command(rich_help_panel=RUNS)(move)
+    app.command(rich_help_panel=RUNS)(resume)
     app.command(rich_help_panel=RUNS)(cancel)
 
 
 def submit(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.", show_default=False)],
+    spec: SpecFile,
     follow: Follow = False,
     changes: Set = None,
     name: Annotated[str | None, typer.Option(help="Name of the run, instead of the spec's.")] = None,
@@ -50,18 +40,25 @@ def submit(
     Examples: `orch submit configs/laptop.yaml -f`,
     `orch submit configs/laptop.yaml --set trainer.max_steps=500 --name short`
     """
+    from orchestrator.spec import load_spec
+
+    loaded = load_spec(spec, _overrides(changes, name))
+    with connect() as client:
+        submitted = client.submit(request(loaded.spec, loaded.source, key))
+        announce(client, submitted, follow, as_json)
+
+
+def request(spec: RunSpec, source: str, key: str | None = None) -> SubmitRequest:
+    """What is sent for a spec, in the name of who sits here; a fresh key where none is given."""
     import getpass
 
     from orchestrator.messages import SubmitRequest
-    from orchestrator.spec import load_spec
 
-    overrides = [*(changes or []), *([f"name={name}"] if name else [])]
-    loaded = load_spec(spec, overrides)
-    request = SubmitRequest(
-        spec=loaded.spec, key=key or uuid.uuid4().hex, source=loaded.source, user=getpass.getuser()
-    )
-    with connect() as client:
-        announce(client, client.submit(request), follow, as_json)
+    return SubmitRequest(spec=spec, key=key or uuid.uuid4().hex, source=source, user=getpass.getuser())
+
+
+def _overrides(changes: list[str] | None, name: str | None) -> list[str]:
+    return [*(changes or []), *([f"name={name}"] if name else [])]
 
 
 def announce(client: Client, submitted: Submitted, follow: bool, as_json: bool) -> None:
@@ -131,3 +128,38 @@ def move(
         print_json(view)
     else:
         out.print(f"run {view.id} ({view.name}) is {view.state.value}; it goes on in pool {to}")
+
+
+def resume(
+    run: RunRef,
+    at: Annotated[
+        int | None, typer.Option(min=0, metavar="STEP", help="Step of the checkpoint; the newest by default.")
+    ] = None,
+    follow: Follow = False,
+    changes: Set = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new run; the old one's by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Submit a new run that begins from a checkpoint of an old one.
+
+    A run that has ended never changes again, so this is another run, with the old one's spec and your
+    changes.
+
+    Examples: `orch resume demo --set trainer.max_steps=5000`, `orch resume demo --at 1000 --name fork`
+    """
+    with connect() as client:
+        old = client.run(run)
+        spec, source = resumed_spec(old, at, _overrides(changes, name))
+        announce(client, client.submit(request(spec, source)), follow, as_json)
+
+
+def resumed_spec(old: RunDetail, at: int | None, overrides: list[str]) -> tuple[RunSpec, str]:
+    """The spec of a run that goes on from a checkpoint of `old`, and the text that it is written in."""
+    import yaml
+
+    from orchestrator.spec import parse_spec
+
+    place = old.run.id if at is None else f"{old.run.id}@{at}"
+    values = {**old.spec.model_dump(mode="json", exclude_defaults=True), "resume_from": place}
+    source = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return parse_spec(source, f"spec of {old.run.id}", overrides), source

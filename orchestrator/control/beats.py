@@ -9,6 +9,7 @@ from dataclasses import replace
 from orchestrator.clock import Clock
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
+from orchestrator.control.measured import with_attempt
 from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.tracking import Tracking
 from orchestrator.domain.records import AttemptRecord, RunRecord
@@ -55,7 +56,7 @@ class Beats:
             return self._not_wanted(attempt, log_size)
         self._live.heard(run_id, number, beat.step)
         if beat.points:
-            self._spool.add_points(run_id, number, beat.points)
+            self._spool.add_points(run_id, number, with_attempt(beat.points, number))
         if _has_news(attempt, beat):
             run = self._take_news(run_id, number, beat)
         for note in beat.checkpoints:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from orchestrator.clock import Clock
 from orchestrator.control.live import LiveBoard
+from orchestrator.control.measured import with_attempt
 from orchestrator.control.tracking import Tracking
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, Phase
@@ -77,7 +78,8 @@ class Outcomes:
         try:
             for segment in stored_points(self._store, run.id, attempt=number):
                 lines = segment.decode().splitlines()
-                self._spool.add_points(run.id, number, [Point(**json.loads(line)) for line in lines if line])
+                points = [Point(**json.loads(line)) for line in lines if line]
+                self._spool.add_points(run.id, number, with_attempt(points, number))
         except OrchError as error:
             log.warning("run %s: points of attempt %d could not be read back: %s", run.id, number, error)
 

@@ -75,6 +75,8 @@ def test_a_run_from_submit_to_success(api: TestClient, gateway: PaperGateway) ->
     assert state(api, run_id) == "running"
     points = [{"key": "train/loss", "step": s, "time_ms": s, "value": 2.0 - s / 10} for s in (1, 2)]
     beat(api, run_id, step=2, points=points)
+    told = api.get(f"/v1/runs/{run_id}/points", params={"key": "orch/attempt"}).json()
+    assert [(p["step"], p["value"]) for p in told] == [(1, 1.0), (2, 1.0)]
     view = api.get(f"/v1/runs/{run_id}").json()["run"]
     assert (view["step"], view["loss"], view["node"]) == (2, 1.8, "laptop")
     end(api, run_id, 1, "completed", exit_code=0, last_step=3)

@@ -15,107 +15,23 @@ from __future__ import annotations
 
 import math
 import sqlite3
-import uuid
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.errors import NotFoundError
 from orchestrator.messages import Point, PointView
 from orchestrator.store.outbox import TASK, AnyTask, LogArtifact, tracking_key
+from orchestrator.store.spool_files import SpoolFiles
+from orchestrator.store.spool_schema import SCHEMA, VERSION, Backlog, StoredPoint, StoredTask, TaskFailure
 from orchestrator.store.sqlite_file import SqliteFile
 
-_VERSION = 1
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS runs (
-  id INTEGER PRIMARY KEY,
-  run_id TEXT NOT NULL UNIQUE,
-  mlflow_run_id TEXT,
-  mlflow_experiment_id TEXT,
-  newest INTEGER NOT NULL DEFAULT 0,   -- seq of the run's last point
-  shipped INTEGER NOT NULL DEFAULT 0   -- seq up to which MLflow has the run's points
-);
-CREATE INDEX IF NOT EXISTS runs_behind ON runs (id) WHERE newest > shipped;
-CREATE TABLE IF NOT EXISTS series (
-  id INTEGER PRIMARY KEY,
-  run INTEGER NOT NULL REFERENCES runs (id),
-  key TEXT NOT NULL,
-  UNIQUE (run, key)
-);
-CREATE TABLE IF NOT EXISTS points (
-  seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of arrival, never reused
-  run INTEGER NOT NULL REFERENCES runs (id),
-  series INTEGER NOT NULL REFERENCES series (id),
-  step INTEGER NOT NULL,
-  time_ms INTEGER NOT NULL,
-  value REAL NOT NULL,
-  attempt INTEGER NOT NULL,
-  UNIQUE (series, step)
-);
-CREATE INDEX IF NOT EXISTS points_by_run ON points (run, seq);
-CREATE TABLE IF NOT EXISTS refused_points (
-  seq INTEGER PRIMARY KEY REFERENCES points (seq),
-  error TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS outbox (
-  seq INTEGER PRIMARY KEY AUTOINCREMENT,
-  run INTEGER NOT NULL REFERENCES runs (id),
-  dedupe TEXT NOT NULL,
-  body TEXT NOT NULL,
-  state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'failed')),
-  tries INTEGER NOT NULL DEFAULT 0,
-  error TEXT NOT NULL DEFAULT '',
-  created_ms INTEGER NOT NULL,
-  UNIQUE (run, dedupe)
-);
-CREATE INDEX IF NOT EXISTS outbox_pending ON outbox (run, seq) WHERE state = 'pending';
-CREATE INDEX IF NOT EXISTS outbox_failed ON outbox (run, seq) WHERE state = 'failed';
-"""
 _INT64 = 2**63
 _IN_LIMIT = 500
 """Values per SQL `IN` list, below SQLite's limit of 999 in old builds."""
-
-
-@dataclass(frozen=True)
-class StoredPoint:
-    """A point with its place in the order of arrival."""
-
-    seq: int
-    key: str
-    step: int
-    time_ms: int
-    value: float
-
-
-@dataclass(frozen=True)
-class StoredTask:
-    """A task of the outbox. `seq` names this version of it: a replacement has another."""
-
-    seq: int
-    task: AnyTask
-    tries: int
-
-
-@dataclass(frozen=True)
-class TaskFailure:
-    """A task that MLflow refused for good."""
-
-    run_id: str
-    task: AnyTask
-    error: str
-
-
-@dataclass(frozen=True)
-class Backlog:
-    """How far MLflow is behind."""
-
-    points: int
-    tasks: int
-    oldest_ms: int | None
-    """Unix milliseconds of the oldest waiting point (when measured) or task (when queued)."""
-    failed_tasks: int
-    refused_points: int
+_OWNED = "json_extract(body, '$.owned') = 1"
+_REPEATABLE = f"run = ? AND NOT (state = 'done' AND COALESCE({_OWNED}, 0))"
 
 
 class Spool:
@@ -124,9 +40,11 @@ class Spool:
     def __init__(self, path: Path, clock: Clock = SYSTEM) -> None:
         """Open or create the file at `path`; artifact bytes lie beside it in `<name>.files/`."""
         self._clock = clock
-        self._files = path.with_name(f"{path.name}.files")
-        self._db = SqliteFile(path, _SCHEMA, _VERSION)
+        self._db = SqliteFile(path, SCHEMA, VERSION)
         self._listeners: list[Callable[[], None]] = []
+        self._files = SpoolFiles(path.with_name(f"{path.name}.files"))
+        self._files_lock = threading.Lock()
+        self._files.sweep(self._owned_files())
 
     def close(self) -> None:
         """Close the file; later calls raise StoreUnavailableError."""
@@ -249,21 +167,22 @@ class Spool:
 
     def enqueue(self, run_id: str, *tasks: AnyTask) -> int:
         """Queue tasks in this order; the number of those that changed anything. All or none are committed."""
-        replaced: list[AnyTask] = []
-        with self._db.write() as db:
-            run = _run(db, run_id)
-            changed = sum(self._put(db, run, task, replaced) for task in tasks)
-        self._remove_files(replaced)
+        with self._files_lock:
+            changed = self._enqueue(run_id, tasks)
+            self._remove_unwanted(changed)
         if changed:
             self._tell()
-        return changed
+        return len(changed)
 
     def enqueue_bytes(self, run_id: str, artifact_path: str, data: bytes) -> None:
         """Keep `data` in the spool's folder until it is an artifact of the run."""
-        self._files.mkdir(parents=True, exist_ok=True)
-        file = self._files / uuid.uuid4().hex
-        file.write_bytes(data)
-        self.enqueue(run_id, LogArtifact(artifact_path=artifact_path, file=str(file), owned=True))
+        with self._files_lock:
+            file = self._files.put(run_id, artifact_path, data)
+            task = LogArtifact(artifact_path=artifact_path, file=str(file), owned=True)
+            changed = self._enqueue(run_id, [task])
+            self._remove_unwanted([task, *changed])
+        if changed:
+            self._tell()
 
     def tasks(self, run_id: str, limit: int = 100) -> list[StoredTask]:
         """The run's first waiting tasks, in order."""
@@ -321,68 +240,107 @@ class Spool:
         return (row[0], row[1]) if row and row[1] else None
 
     def forget_mlflow(self, run_id: str) -> None:
-        """MLflow has lost the run: tell it everything again, from the creation to the last point."""
+        """MLflow has lost the run: tell it everything again, from the creation to the last point.
+
+        Only artifacts whose bytes were kept here until they were sent cannot be sent again.
+        """
         with self._db.write() as db:
             row = db.execute("SELECT id FROM runs WHERE run_id = ?", (run_id,)).fetchone()
             if row is None:
                 raise NotFoundError(f"the spool knows no run {run_id}")
-            db.execute(
-                "UPDATE runs SET mlflow_run_id = NULL, mlflow_experiment_id = NULL, shipped = 0 WHERE id = ?",
-                row,
-            )
-            db.execute("UPDATE outbox SET state = 'pending', tries = 0, error = '' WHERE run = ?", row)
+            columns = "mlflow_run_id = NULL, mlflow_experiment_id = NULL, shipped = 0, parked = NULL"
+            db.execute(f"UPDATE runs SET {columns} WHERE id = ?", row)
+            db.execute(f"UPDATE outbox SET state = 'pending', tries = 0, error = '' WHERE {_REPEATABLE}", row)
         self._tell()
 
+    def park(self, run_id: str, reason: str) -> None:
+        """Keep what the run has, but send nothing of it until :meth:`unpark`."""
+        with self._db.write() as db:
+            db.execute("UPDATE runs SET parked = ? WHERE run_id = ?", (reason, run_id))
+
+    def parked(self) -> dict[str, str]:
+        """Run -> why nothing of it is sent."""
+        with self._db.read() as db:
+            return dict(db.execute("SELECT run_id, parked FROM runs WHERE parked IS NOT NULL"))
+
+    def unpark(self) -> None:
+        """Try all parked runs again."""
+        with self._db.write() as db:
+            db.execute("UPDATE runs SET parked = NULL WHERE parked IS NOT NULL")
+
     def waiting(self) -> list[str]:
-        """Runs with something that MLflow does not have yet."""
+        """Runs with something that MLflow does not have yet, those that began first coming first."""
         query = (
-            "SELECT run_id FROM runs WHERE id IN (SELECT id FROM runs WHERE newest > shipped"
-            " UNION SELECT run FROM outbox WHERE state = 'pending') ORDER BY id"
+            "SELECT run_id FROM runs WHERE parked IS NULL AND id IN (SELECT id FROM runs"
+            " WHERE newest > shipped UNION SELECT run FROM outbox WHERE state = 'pending') ORDER BY id"
         )
         with self._db.read() as db:
             return [run_id for (run_id,) in db.execute(query)]
 
     def backlog(self) -> Backlog:
         """How far MLflow is behind."""
-        behind = "FROM runs r JOIN points p ON p.run = r.id AND p.seq > r.shipped WHERE r.newest > r.shipped"
+        points = (
+            "SELECT COUNT(*), MIN(p.time_ms) FROM runs r JOIN points p ON p.run = r.id AND p.seq > r.shipped"
+            " WHERE r.newest > r.shipped AND r.parked IS NULL"
+        )
+        tasks = (
+            "SELECT COUNT(*), MIN(o.created_ms) FROM outbox o JOIN runs r ON r.id = o.run"
+            " WHERE o.state = 'pending' AND r.parked IS NULL"
+        )
+        counts = (
+            "SELECT (SELECT COUNT(*) FROM outbox WHERE state = 'failed'),"
+            " (SELECT COUNT(*) FROM refused_points), (SELECT COUNT(*) FROM runs WHERE parked IS NOT NULL)"
+        )
         with self._db.read() as db:
-            points, oldest_point = db.execute(f"SELECT COUNT(*), MIN(p.time_ms) {behind}").fetchone()
-            query = "SELECT COUNT(*), MIN(created_ms) FROM outbox WHERE state = 'pending'"
-            tasks, oldest_task = db.execute(query).fetchone()
-            (failed,) = db.execute("SELECT COUNT(*) FROM outbox WHERE state = 'failed'").fetchone()
-            (refused,) = db.execute("SELECT COUNT(*) FROM refused_points").fetchone()
+            waiting_points, oldest_point = db.execute(points).fetchone()
+            waiting_tasks, oldest_task = db.execute(tasks).fetchone()
+            failed, refused, parked = db.execute(counts).fetchone()
         oldest = [instant for instant in (oldest_point, oldest_task) if instant is not None]
-        return Backlog(points, tasks, min(oldest, default=None), failed, refused)
+        return Backlog(waiting_points, waiting_tasks, min(oldest, default=None), failed, refused, parked)
 
     # ------------------------------------------------------------------ inside
 
-    def _put(self, db: sqlite3.Connection, run: int, task: AnyTask, replaced: list[AnyTask]) -> bool:
-        key, body = task.dedupe_key(), task.model_dump_json()
+    def _enqueue(self, run_id: str, tasks: Iterable[AnyTask]) -> list[AnyTask | None]:
+        """For each task that changed anything: what it replaced."""
+        with self._db.write() as db:
+            run = _run(db, run_id)
+            outcomes = [self._put(db, run, task) for task in tasks]
+        return [replaced for changed, replaced in outcomes if changed]
+
+    def _put(self, db: sqlite3.Connection, run: int, task: AnyTask) -> tuple[bool, AnyTask | None]:
+        key, body, replaced = task.dedupe_key(), task.model_dump_json(), None
         query = "SELECT seq, body, state FROM outbox WHERE run = ? AND dedupe = ?"
         row = db.execute(query, (run, key)).fetchone()
         if row is not None:
             seq, known, state = row
             if not task.newest_wins or (known == body and state != "failed"):
-                return False
+                return False, None
             # A new row, not an update: whoever is sending the old version marks the old seq, which is gone.
             db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
-            replaced.append(TASK.validate_json(known))
+            replaced = TASK.validate_json(known)
         db.execute(
             "INSERT INTO outbox (run, dedupe, body, created_ms) VALUES (?, ?, ?, ?)",
             (run, key, body, int(self._clock.now().timestamp() * 1000)),
         )
-        return True
+        return True, replaced
 
     def _settle(self, task: StoredTask, state: str, error: str) -> None:
-        with self._db.write() as db:
-            db.execute("UPDATE outbox SET state = ?, error = ? WHERE seq = ?", (state, error, task.seq))
-        if state == "done":
-            self._remove_files([task.task])
+        with self._files_lock:
+            with self._db.write() as db:
+                db.execute("UPDATE outbox SET state = ?, error = ? WHERE seq = ?", (state, error, task.seq))
+            self._remove_unwanted([task.task])
 
-    def _remove_files(self, tasks: Iterable[AnyTask]) -> None:
-        for task in tasks:
-            if isinstance(task, LogArtifact) and task.owned:
-                Path(task.file).unlink(missing_ok=True)
+    def _owned_files(self) -> set[str]:
+        query = f"SELECT json_extract(body, '$.file') FROM outbox WHERE state != 'done' AND {_OWNED}"
+        with self._db.read() as db:
+            return {file for (file,) in db.execute(query)}
+
+    def _remove_unwanted(self, tasks: Iterable[AnyTask | None]) -> None:
+        """Remove the files of these tasks that no waiting task refers to."""
+        owned = {task.file for task in tasks if isinstance(task, LogArtifact) and task.owned}
+        if owned:
+            for file in owned - self._owned_files():
+                Path(file).unlink(missing_ok=True)
 
     def _tell(self) -> None:
         for listener in self._listeners:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +14,9 @@ from orchestrator.contract import step_name
 from orchestrator.errors import SetupError
 from orchestrator.store import outbox
 from orchestrator.store.outbox import AnyTask, CreateRun, tracking_key
-from orchestrator.store.spool import StoredPoint
+from orchestrator.store.spool_schema import StoredPoint
 from orchestrator.tracking.mlflow_errors import translated
-from orchestrator.tracking.sink import SinkRefusedError, Target, TargetState
+from orchestrator.tracking.sink import SinkRefusedError, SinkUnavailableError, Target, TargetState
 
 RUN_TAG = "orch.run_id"
 """Tag that ties an MLflow run to ours; creation looks for it first."""
@@ -208,8 +209,6 @@ class MlflowSink:
 
     def _log_dataset(self, run: str, task: outbox.LogDataset) -> None:
         entities = self._mlflow.entities
-        import json
-
         dataset = entities.Dataset(
             name=task.name,
             digest=task.digest[:36],
@@ -255,3 +254,7 @@ def _translating() -> Iterator[None]:
         yield
     except (mlflow.exceptions.MlflowException, requests.exceptions.RequestException) as error:
         raise translated(error) from error
+    except OSError as error:
+        raise SinkUnavailableError(f"cannot read or stage a file: {error}", whole_server=False) from error
+    except (TypeError, ValueError) as error:
+        raise SinkRefusedError(f"{type(error).__name__}: {error}") from error

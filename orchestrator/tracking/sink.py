@@ -9,7 +9,7 @@ from typing import Protocol
 
 from orchestrator.errors import OrchError, UnavailableError
 from orchestrator.store.outbox import AnyTask, CreateRun
-from orchestrator.store.spool import StoredPoint
+from orchestrator.store.spool_schema import StoredPoint
 
 
 class SinkUnavailableError(UnavailableError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.text import Text
 
 from orchestrator.cli import common, render
 from orchestrator.cli.screen import LiveScreen, PlainScreen, Screen, path
-from orchestrator.client import Away, Client
+from orchestrator.client import POLL_S, Away, Client
 from orchestrator.clock import SYSTEM
 from orchestrator.domain.states import RunState
 from orchestrator.errors import OrchError
@@ -27,7 +29,7 @@ def follow_run(client: Client, ref: str, as_json: bool = False) -> int:
     """
     screen = make_screen(common.err if as_json else common.out)
     try:
-        detail = _watch(client, ref, screen)
+        detail = watch(client, ref, screen)
     except KeyboardInterrupt:
         screen.close()
         _say_detached(ref)
@@ -49,14 +51,23 @@ def make_screen(console: Console) -> Screen:
     return LiveScreen(console, SYSTEM) if live else PlainScreen(console, SYSTEM)
 
 
-def _watch(client: Client, ref: str, screen: Screen) -> RunDetail:
+def watch(
+    client: Client,
+    ref: str,
+    screen: Screen,
+    *,
+    every_s: float = POLL_S,
+    act: Callable[[RunDetail], None] = lambda detail: None,
+) -> RunDetail:
+    """Show a run until it is over, and answer its last state; `act` is called at every look."""
     detail: RunDetail | None = None
-    for update in client.follow(ref):
+    for update in client.follow(ref, every_s=every_s):
         if isinstance(update, Away):
             screen.away(update)
         else:
             detail = update
             screen.show(detail)
+            act(detail)
     assert detail is not None, "following yields at least one look"
     return detail
 
@@ -87,7 +98,7 @@ def summary(detail: RunDetail, newest: CheckpointView | None) -> Text:
                 ("duration", render.duration(took)),
                 ("nodes", f"{path(detail)} ({count} attempt{'s' if count != 1 else ''})" if count else ""),
                 ("checkpoint", saved),
-                *detail.links.items(),
+                ("mlflow", detail.links.get("run", "")),
             ]
         ),
     )

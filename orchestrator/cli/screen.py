@@ -46,7 +46,7 @@ def bar(step: int | None, target: int | None, cells: int = BAR_CELLS) -> Text:
     """Steps done of the target, in half cells."""
     halves = round(2 * cells * min(1.0, (step or 0) / target)) if target else 0
     done = "━" * (halves // 2) + "╸" * (halves % 2)
-    return Text.assemble((done, "cyan"), ("━" * (cells - len(done)), "bright_black"))
+    return Text.assemble((done, "cyan"), ("─" * (cells - len(done)), "bright_black"))
 
 
 def state_line(detail: RunDetail) -> str:
@@ -97,7 +97,8 @@ class LiveScreen:
         self._last = detail
         for event in self._news.of(detail):
             at = render.clock(event.at, self._clock.now())
-            self._console.print(Text.assemble((at, "dim"), "  ", render.one_line(event.text)))
+            news = Text.assemble((at, "dim"), "  ", render.one_line(event.text))
+            self._console.print(news, soft_wrap=False)
         self._draw(detail, Text("   ".join(measures(detail)), no_wrap=True, overflow="ellipsis"))
 
     def away(self, away: Away) -> None:

@@ -125,7 +125,7 @@ def show(run: RunRef, as_json: Json = False) -> None:
         out.print(line)
     if detail.links:
         out.print()
-        out.print(render.fields(detail.links.items()))
+        out.print(render.fields((f"mlflow {name}", url) for name, url in detail.links.items()))
 
 
 def _summary(detail: RunDetail, now: datetime) -> Text:

@@ -138,6 +138,21 @@ def handed_over(run: str = "abcd2345", name: str = "demo", **view: Any) -> RunDe
     return base.model_copy(update={"attempts": [moved, second], "events": [*base.events, *news]})
 
 
+def waiting() -> RunDetail:
+    """A run that no attempt was made for."""
+    view: dict[str, Any] = {
+        "state": RunState.QUEUED,
+        "attempt": 0,
+        "step": None,
+        "loss": None,
+        "val_loss": None,
+        "node": None,
+        "pool": None,
+    }
+    base = detail("wait2345", "night", message="every GPU of pool gpu is in use", **view)
+    return base.model_copy(update={"attempts": [], "events": base.events[:1]})
+
+
 def checkpoint(step: int = 1000, **changes: Any) -> CheckpointView:
     """A checkpoint that is kept."""
     values: dict[str, Any] = {
@@ -264,6 +279,8 @@ class Handler(BaseHTTPRequestHandler):
 
     fake: FakeController
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16
+    """One packet for head and body: two would wait for each other."""
 
     def do_GET(self) -> None:
         """Any GET."""
@@ -314,7 +331,6 @@ def _plain(value: Any) -> Any:
 def break_connection(handler: Handler) -> None:
     """The answer never comes: the connection ends."""
     handler.close_connection = True
-    handler.connection.close()
 
 
 def unavailable(handler: Handler) -> None:

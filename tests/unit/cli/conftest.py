@@ -1,0 +1,112 @@
+"""A fake controller, and `orch` called in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from orchestrator.cli import common
+from orchestrator.cli.main import main
+from orchestrator.client import Client
+from tests.unit.cli.fake import NOW, TOKEN, FakeController, serve
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output, as JSON."""
+        return json.loads(self.out)
+
+
+class ManualClock:
+    """Sleeping only moves its hands."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> datetime:
+        """An instant that moves with the seconds slept."""
+        return NOW + timedelta(seconds=self.seconds)
+
+    def monotonic(self) -> float:
+        """Seconds slept."""
+        return self.seconds
+
+    def boottime(self) -> float:
+        """Seconds slept."""
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Come back at once."""
+        self.seconds += seconds
+
+
+Orch = Callable[..., Result]
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeController]:
+    """A controller without runs."""
+    with serve(FakeController()) as controller:
+        yield controller
+
+
+@pytest.fixture
+def client(fake: FakeController) -> Iterator[Client]:
+    """A client of the fake controller."""
+    with Client(fake.url, TOKEN) as client:
+        yield client
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock that nobody waits for."""
+    return ManualClock()
+
+
+@pytest.fixture
+def quick(fake: FakeController, clock: ManualClock) -> Iterator[Client]:
+    """A client for which waiting takes no time."""
+    with Client(fake.url, TOKEN, clock=clock) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No settings of the person who runs the tests."""
+    for name in [name for name in os.environ if name.startswith("ORCH_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ORCH_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(common, "_json_wanted", False)
+
+
+@pytest.fixture
+def orch(fake: FakeController, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Orch:
+    """Call the command line against the fake controller."""
+    monkeypatch.setenv("ORCH_URL", fake.url)
+    monkeypatch.setenv("ORCH_TOKEN", TOKEN)
+
+    def call(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["orch", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        code = end.value.code
+        return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return call

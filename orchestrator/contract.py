@@ -167,6 +167,6 @@ def _path(env: Mapping[str, str], name: str) -> Path | None:
 def _publish(directory: Path, step: int) -> Path:
     final = directory.parent / step_name(step)
     if final.exists():
-        shutil.rmtree(final)
+        shutil.rmtree(final, ignore_errors=True)  # The agent may be taking it over at this very moment.
     directory.rename(final)
     return final

@@ -1,0 +1,397 @@
+"""One attempt on its node: claim, restore, run the program, follow it, end.
+
+The main thread decides; it looks at the state of the other parts several times a second and whenever one of
+them says that something has changed. Whatever can take long or fail by itself (the store, the controller,
+artifacts, the program) lives in a thread or process of its own, so that nothing holds up an order to stop,
+and nothing holds up the program.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.agent.artifacts import Artifacts
+from orchestrator.agent.fence import FenceWatch
+from orchestrator.agent.identity import ProcessId, boot_id, cpu_name, gpu_name, oom_kills
+from orchestrator.agent.job import AgentJob
+from orchestrator.agent.link import Link
+from orchestrator.agent.opening import Opened, Opening, Telling
+from orchestrator.agent.output import OutputLog
+from orchestrator.agent.program import Program, build_command
+from orchestrator.agent.reporter import Reporter
+from orchestrator.agent.saver import Destination, Saver
+from orchestrator.agent.triggers import Triggers
+from orchestrator.agent.verdict import Ending, judge, judge_opening
+from orchestrator.agent.workdir import WorkDir, prune
+from orchestrator.clock import SYSTEM, Clock
+from orchestrator.domain.states import Phase, Reason
+from orchestrator.messages import Beat, Outcome
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.2
+POLL_AT_START_S = 0.02
+LEFTOVER_GRACE_S = 5.0
+"""Time for what a program has left running when it ended by itself."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the end of an attempt may take, in seconds."""
+
+    commit: float = 600.0
+    """For the last checkpoint to reach the store."""
+    commit_cancelled: float = 30.0
+    """The same where nobody may ever need it."""
+    artifacts: float = 120.0
+    deliver: float = 600.0
+    """For the controller to have taken everything."""
+    deliver_terminated: float = 5.0
+    """The same once the agent has been asked to end, for instance because the machine shuts down."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Who launched the agent, with what, and when (monotonic seconds)."""
+
+    watch_pid: int
+    watch_create_time: float
+    gpu_ids: tuple[str, ...]
+    monotonic: float
+
+    @staticmethod
+    def read(file: Path) -> Launch:
+        """What `start_agent` wrote."""
+        data = json.loads(file.read_text())
+        return Launch(
+            int(data["watch_pid"]),
+            float(data["watch_create_time"]),
+            tuple(map(str, data["gpu_ids"])),
+            float(data["monotonic"]),
+        )
+
+
+class Attempt:
+    """The supervisor of one attempt. :meth:`run` blocks until it is over."""
+
+    def __init__(
+        self,
+        folder: WorkDir,
+        node_home: Path,
+        environ: Mapping[str, str],
+        clock: Clock = SYSTEM,
+        patience: Patience | None = None,
+    ) -> None:
+        self._folder = folder
+        self._node_home = node_home
+        self._environ = environ
+        self._clock = clock
+        self._patience = patience or Patience()
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._job = AgentJob.model_validate_json(folder.job.read_text())
+        self._launch = Launch.read(folder.launch)
+        self._output = OutputLog(folder.output)
+        self._saver: Saver | None = None
+        self._fence: FenceWatch | None = None
+        self._kill_at: float | None = None
+        self._killed = False
+        self._spawned_at = 0.0
+        self._first_point_seen = False
+        self._oom_kills = oom_kills()
+        self._reporter = self._make_reporter()
+        self._artifacts = Artifacts(
+            self._link(), f"{self._path}/artifacts", folder.artifacts, self._reporter.event
+        )
+        self._triggers = self._make_triggers()
+        self._program = Program(self._notify)
+
+    # ------------------------------------------------------------------ parts
+
+    @property
+    def _path(self) -> str:
+        return f"/v1/agent/runs/{self._job.run_id}/attempts/{self._job.attempt}"
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if self._launch.gpu_ids else "cpu"
+
+    def _link(self) -> Link:
+        return Link(self._job.controller_url, self._node_home / "token")
+
+    def _make_reporter(self) -> Reporter:
+        first = Beat(phase=Phase.CLAIMING, pid=os.getpid(), boot_id=boot_id(), device=self._device)
+        return Reporter(
+            self._link(),
+            f"{self._path}/beat",
+            first,
+            self._folder.metrics,
+            self._output,
+            self._notify,
+            self._clock,
+        )
+
+    def _make_triggers(self) -> Triggers:
+        left = self._job.seconds_left
+        return Triggers(
+            clock=self._clock,
+            watched=ProcessId(self._launch.watch_pid, self._launch.watch_create_time),
+            deadline=None if left is None else self._clock.boottime() + left,
+            reply=lambda: self._reporter.reply,
+            fences=[lambda: self._reporter.fenced],
+        )
+
+    def _notify(self) -> None:
+        self._wake.put(None)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._triggers.terminated = True
+        self._wake.put(None)  # SimpleQueue.put is reentrant, unlike the locks of threading.
+
+    # ------------------------------------------------------------------ life
+
+    def run(self) -> None:
+        """From the claim to the delivered outcome."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        self._reporter.timing("agent_start", self._clock.monotonic() - self._launch.monotonic)
+        self._reporter.start()
+        try:
+            outcome = self._live()
+        except Exception as error:
+            # The edge of the process: the program must not run on without us, and the controller should
+            # hear why.
+            log.exception("the agent fails")
+            outcome = Outcome(reason=Reason.AGENT_LOST, message=f"the agent failed: {error!r}")
+        self._program.close()
+        self._finish(outcome)
+
+    def _live(self) -> Outcome:
+        opening = self._open()
+        if opening.error is not None:
+            return judge_opening(opening.error)
+        if opening.opened is None:
+            assert self._triggers.stop is not None
+            return judge(Ending(None, stop=self._triggers.stop))
+        self._spawn(opening.opened)
+        self._follow()
+        self._save_last()
+        return judge(self._ending())
+
+    def _open(self) -> Opening:
+        """Claim and restore; comes back early, without either, where the attempt has to stop."""
+        telling = Telling(
+            phase=lambda phase: self._reporter.update(now=True, phase=phase),
+            timing=self._reporter.timing,
+            event=self._reporter.event,
+        )
+        opening = Opening(
+            self._job, self._node_home, self._folder.restore, telling, self._notify, self._clock
+        )
+        opening.start()
+        self._folder.prepare()
+        while not opening.done and not self._triggers.look():
+            self._rest(POLL_S)
+        return opening
+
+    def _spawn(self, opened: Opened) -> None:
+        began = self._clock.monotonic()
+        reply = self._reporter.reply
+        command = build_command(
+            self._job,
+            self._folder,
+            self._environ,
+            gpus=bool(self._launch.gpu_ids),
+            resume=opened.directory,
+            mlflow_run_id=self._job.mlflow_run_id or (reply.mlflow_run_id if reply else None),
+        )
+        log.info("starting %s in %s", command.argv, command.cwd)
+        self._program.start(command)
+        while self._program.pid is None and self._program.failed is None and not self._program.done:
+            self._rest(POLL_AT_START_S)
+        self._spawned_at = self._clock.monotonic()
+        self._reporter.timing("spawn", self._spawned_at - began)
+        self._start_followers(opened)
+        name = gpu_name() if self._launch.gpu_ids else cpu_name()
+        self._reporter.update(now=True, phase=Phase.RUNNING, first_step=opened.first_step, device_name=name)
+
+    def _start_followers(self, opened: Opened) -> None:
+        to = Destination(self._job.node, self._device, self._job.store_uri, self._job.spec.checkpoint)
+        saver = Saver(self._folder, opened, to, self._reporter, self._notify, self._clock)
+        fence = FenceWatch(opened.claim, self._notify)
+        self._triggers.fences += [lambda: saver.fenced, lambda: fence.fenced]
+        saver.start()
+        fence.start()
+        self._artifacts.start()
+        self._saver, self._fence = saver, fence
+
+    def _follow(self) -> None:
+        """Until neither the program nor anything that it started runs."""
+        prune_at = self._clock.monotonic() + 5.0
+        while not self._program.done:
+            self._rest(POLL_S if self._first_point_seen else POLL_AT_START_S)
+            self._observe()
+            if self._triggers.look():
+                self._begin_stop()
+            elif self._program.exit_code is not None:
+                self._end_leftovers()
+            self._kill_if_due()
+            if prune_at and self._clock.monotonic() > prune_at:
+                prune(self._folder.root.parent)
+                prune_at = 0.0
+        self._observe()
+
+    def _observe(self) -> None:
+        """Look at what the program has written."""
+        self._output.bound()
+        if self._saver is not None:
+            self._saver.scan()
+        if not self._first_point_seen and _size(self._folder.metrics):
+            self._first_point_seen = True
+            self._reporter.timing("first_step", self._clock.monotonic() - self._spawned_at)
+            self._reporter.wake()
+
+    # ------------------------------------------------------------------ stopping
+
+    def _begin_stop(self) -> None:
+        """SIGTERM now, SIGKILL after the grace. A second reason may shorten the grace, never extend it."""
+        stop = self._triggers.stop
+        assert stop is not None
+        log.info("stopping (%s): %s", stop.reason, stop.message)
+        self._reporter.update(now=True, phase=Phase.SAVING)
+        if self._kill_at is None or self._program.exit_code is not None:
+            self._program.terminate()
+        self._kill_in(stop.grace_s)
+
+    def _end_leftovers(self) -> None:
+        """The program has ended but not what it started: the same, once."""
+        if self._leftovers_told:
+            return
+        self._leftovers_told = True
+        log.info("the program has ended with code %s; ending what it left", self._program.exit_code)
+        self._program.terminate()
+        if self._kill_at is None:
+            self._kill_in(LEFTOVER_GRACE_S)
+
+    _leftovers_told = False
+
+    def _kill_in(self, seconds: float) -> None:
+        at = self._clock.monotonic() + seconds
+        self._kill_at = at if self._kill_at is None else min(at, self._kill_at)
+
+    def _kill_if_due(self) -> None:
+        if self._kill_at is None or self._killed or self._clock.monotonic() < self._kill_at:
+            return
+        self._killed = True
+        if self._program.exit_code is None:
+            self._reporter.event("the program did not end in time and is killed")
+        self._program.kill()
+
+    # ------------------------------------------------------------------ the end
+
+    def _save_last(self) -> None:
+        """Wait until the last finished checkpoint is in the store, as long as that may take."""
+        saver = self._saver
+        assert saver is not None
+        self._output.finish()
+        self._artifacts.finish()
+        self._reporter.update(now=True, phase=Phase.SAVING)
+        saver.end()
+        began = self._clock.monotonic()
+        while not saver.idle and saver.fenced is None:
+            self._triggers.look()
+            stop = self._triggers.stop
+            cancelled = stop is not None and stop.reason in (Reason.CANCELLED, Reason.FENCED)
+            patience = self._patience.commit_cancelled if cancelled else self._patience.commit
+            if self._clock.monotonic() - began > patience:
+                log.warning("the last checkpoint could not be stored in time")
+                break
+            self._rest(POLL_S)
+        self._triggers.look()
+        saver.close()
+
+    def _ending(self) -> Ending:
+        kills = oom_kills()
+        assert self._saver is not None
+        return Ending(
+            exit_code=self._program.exit_code,
+            stop=self._triggers.stop,
+            spawn_error=self._program.failed,
+            last_lines=tuple(self._output.last_lines()),
+            out_of_memory=kills is not None and self._oom_kills is not None and kills > self._oom_kills,
+            overran=self._killed,
+            unsaved=self._saver.unsaved,
+        )
+
+    def _finish(self, outcome: Outcome) -> None:
+        """Deliver everything, the outcome last, and leave only evidence."""
+        steps = [self._reporter.last_step, self._saver.last_step if self._saver else None]
+        known = [step for step in steps if step is not None]
+        outcome = outcome.model_copy(update={"last_step": max(known) if known else None})
+        log.info("outcome: %s", outcome.model_dump_json())
+        self._write_outcome(outcome, acknowledged=False)
+        if self._fence is not None:
+            self._fence.close()
+        self._output.finish()
+        if self._saver is not None and self._artifacts_wanted(outcome):
+            self._wait_for_artifacts()
+        self._reporter.finish(outcome)
+        delivered = self._deliver()
+        if delivered:
+            self._write_outcome(outcome, acknowledged=True)
+        self._folder.clean(everything_delivered=delivered)
+        prune(self._folder.root.parent)
+        log.info("the end")
+
+    def _artifacts_wanted(self, outcome: Outcome) -> bool:
+        return outcome.reason is not Reason.FENCED
+
+    def _wait_for_artifacts(self) -> None:
+        self._artifacts.finish()
+        self._wait(self._artifacts.complete.is_set, self._patience.artifacts)
+
+    def _deliver(self) -> bool:
+        done = self._wait(self._reporter.finished.is_set, self._patience.deliver)
+        self._reporter.close()
+        if not done:
+            log.warning("the controller did not take everything; %s says how it ended", self._folder.outcome)
+        return done
+
+    def _wait(self, condition: Callable[[], bool], patience: float) -> bool:
+        began = self._clock.monotonic()
+        while not condition():
+            limit = (
+                min(patience, self._patience.deliver_terminated) if self._triggers.terminated else patience
+            )
+            if self._clock.monotonic() - began > limit:
+                return False
+            self._rest(POLL_S)
+        return True
+
+    def _write_outcome(self, outcome: Outcome, acknowledged: bool) -> None:
+        data = {**outcome.model_dump(mode="json"), "acknowledged": acknowledged}
+        temporary = self._folder.root / ".outcome.json"
+        temporary.write_text(json.dumps(data, indent=1))
+        temporary.replace(self._folder.outcome)
+
+    def _rest(self, seconds: float) -> None:
+        """Sleep until something has changed, at most so long."""
+        try:
+            self._wake.get(timeout=seconds)
+            while True:
+                self._wake.get_nowait()
+        except queue.Empty:
+            return
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,117 @@
+"""Starts the agent of an attempt so that it outlives whatever started it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.agent.identity import ProcessId, identify
+from orchestrator.agent.job import AgentJob
+from orchestrator.agent.workdir import WorkDir
+from orchestrator.clock import SYSTEM
+from orchestrator.errors import ConflictError, SetupError
+
+_DETACH = Path(__file__).with_name("detach.py")
+_START_TIMEOUT_S = 30.0
+_LEAKED_PREFIXES = ("RAY_", "ORCH_SERVICE")
+_LEAKED = ("SPT_NOENV", "OMP_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class AgentHandle:
+    """A started agent. `create_time` is in seconds since the machine started."""
+
+    pid: int
+    create_time: float
+
+    def alive(self) -> bool:
+        """False once the agent has ended."""
+        return ProcessId(self.pid, self.create_time).alive()
+
+
+def attempt_dir(node_home: Path, run_id: str, attempt: int) -> Path:
+    """Folder of one attempt on its node."""
+    return node_home / "attempts" / f"{run_id}-a{attempt}"
+
+
+def start_agent(job: AgentJob, node_home: Path, gpu_ids: list[str], watch_pid: int) -> AgentHandle:
+    """Start the agent of an attempt; it runs on when the caller dies, and notices that by itself.
+
+    The agent stops its program once the process `watch_pid` has ended. The program sees the GPUs in
+    `gpu_ids` and no others. Raises ConflictError where this attempt was started on this node before,
+    SetupError where the agent cannot be started.
+    """
+    watched = identify(watch_pid)
+    if watched is None:
+        raise SetupError(f"process {watch_pid}, which the agent should watch, does not exist")
+    folder = WorkDir(attempt_dir(node_home, job.run_id, job.attempt))
+    folder.root.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.root.mkdir(mode=0o700)
+    except FileExistsError as error:
+        raise ConflictError(f"attempt {job.attempt} of run {job.run_id} was started here before") from error
+    folder.job.write_text(job.model_dump_json())
+    launch = {
+        "watch_pid": watched.pid,
+        "watch_create_time": watched.create_time,
+        "gpu_ids": gpu_ids,
+        "monotonic": SYSTEM.monotonic(),
+    }
+    folder.launch.write_text(json.dumps(launch))
+    return _detach(folder, agent_environment(os.environ, node_home, gpu_ids))
+
+
+def agent_environment(base: Mapping[str, str], node_home: Path, gpu_ids: list[str]) -> dict[str, str]:
+    """The agent's environment: the caller's, without what marks a Ray worker or one of our services.
+
+    Ray's own variables would make a program that uses Ray itself believe that it is a worker of ours. With
+    no GPU granted, CUDA_VISIBLE_DEVICES is empty rather than unset, because Ray leaves every GPU visible to
+    CPU work.
+    """
+    env = {
+        name: value
+        for name, value in base.items()
+        if not name.startswith(_LEAKED_PREFIXES) and name not in _LEAKED
+    }
+    if env.get("PYTHONBREAKPOINT", "").startswith("ray."):
+        del env["PYTHONBREAKPOINT"]
+    env["ORCH_NODE_HOME"] = str(node_home)
+    env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_ids)
+    return env
+
+
+def _detach(folder: WorkDir, env: dict[str, str]) -> AgentHandle:
+    agent = [sys.executable, "-P", "-m", "orchestrator.agent", str(folder.root)]
+    argv = [sys.executable, "-I", "-S", str(_DETACH), str(folder.root), *agent]
+    try:
+        done = subprocess.run(
+            argv,
+            env=env,
+            cwd=folder.root,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_START_TIMEOUT_S,
+            start_new_session=True,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or b""
+        raise SetupError(
+            f"the agent could not be started: {error} {detail.decode(errors='replace')}"
+        ) from error
+    return _wait_for(folder, int(done.stdout))
+
+
+def _wait_for(folder: WorkDir, pid: int) -> AgentHandle:
+    deadline = SYSTEM.monotonic() + _START_TIMEOUT_S
+    while not folder.agent.exists():
+        if SYSTEM.monotonic() > deadline:
+            raise SetupError(f"the agent (process {pid}) did not start; see {folder.root / 'agent.err'}")
+        SYSTEM.sleep(0.005)
+    who = json.loads(folder.agent.read_text())
+    return AgentHandle(int(who["pid"]), float(who["create_time"]))

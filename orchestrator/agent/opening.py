@@ -1,0 +1,183 @@
+"""The beginning of an attempt: take the run in the store, and bring back the checkpoint to go on from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from orchestrator.agent.job import AgentJob, RestoreFrom
+from orchestrator.clock import SYSTEM, Clock
+from orchestrator.domain.states import Phase
+from orchestrator.errors import (
+    NotFoundError,
+    OrchError,
+    Problem,
+    SpecError,
+    StoreError,
+    StoreUnavailableError,
+)
+from orchestrator.store.checkpoints import Restored, restore, restore_path
+from orchestrator.store.objects import ObjectStore, open_store, store_id
+from orchestrator.store.runlog import Claim, RunLog
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PATIENCE_S = 60.0
+"""How long a store that cannot be reached is tried again before the attempt gives up."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What an attempt has once it has begun."""
+
+    store: ObjectStore
+    claim: Claim
+    restored: Restored | None
+    """The checkpoint of the store that it goes on from."""
+    directory: Path | None
+    """Where the checkpoint is on this machine; None where the program begins at its beginning."""
+
+    @property
+    def first_step(self) -> int | None:
+        """The step to go on from; 0 at the beginning, None where a plain directory does not say."""
+        if self.restored is not None:
+            return self.restored.record.step
+        return 0 if self.directory is None else None
+
+
+@dataclass(frozen=True)
+class Telling:
+    """How the beginning tells what it is doing."""
+
+    phase: Callable[[Phase], None]
+    timing: Callable[[str, float], None]
+    event: Callable[[str], None]
+
+
+class Opening:
+    """Claims and restores in a thread of its own, so that an order to stop is heard meanwhile."""
+
+    def __init__(
+        self,
+        job: AgentJob,
+        node_home: Path,
+        into: Path,
+        telling: Telling,
+        notify: Callable[[], None],
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self.opened: Opened | None = None
+        self.error: OrchError | None = None
+        self._job = job
+        self._node_home = node_home
+        self._into = into
+        self._telling = telling
+        self._notify = notify
+        self._clock = clock
+        self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
+
+    @property
+    def done(self) -> bool:
+        """One of `opened` and `error` is set."""
+        return self.opened is not None or self.error is not None
+
+    def start(self) -> None:
+        """Begin; `notify` is called at the end."""
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.opened = self._open()
+        except OrchError as error:
+            self.error = error
+        except Exception as error:
+            # The edge of a thread: whatever it is, the attempt has to end with a reason.
+            log.exception("the attempt cannot begin")
+            self.error = OrchError(f"{type(error).__name__}: {error}")
+        self._notify()
+
+    def _open(self) -> Opened:
+        began = self._clock.monotonic()
+        self._telling.phase(Phase.CLAIMING)
+        store = open_store(store_uri(self._job, self._node_home))
+        self._patiently(lambda: _check_mounted(store))
+        log_of_run = RunLog(store, self._job.run_id)
+        claim = self._patiently(lambda: log_of_run.claim(self._job.attempt, node=self._job.node))
+        claimed = self._clock.monotonic()
+        self._telling.timing("claim", claimed - began)
+        self._telling.phase(Phase.RESTORING)
+        opened = self._restore(store, claim)
+        self._telling.timing("restore", self._clock.monotonic() - claimed)
+        return opened
+
+    def _restore(self, store: ObjectStore, claim: Claim) -> Opened:
+        """The run's own newest checkpoint, else where its spec says it begins, else the beginning."""
+        try:
+            restored = self._patiently(lambda: restore(store, self._job.run_id, None, self._into))
+        except NotFoundError:
+            return self._restore_from(store, claim, self._job.restore_from)
+        return self._restored(store, claim, restored)
+
+    def _restore_from(self, store: ObjectStore, claim: Claim, source: RestoreFrom | None) -> Opened:
+        if source is None:
+            return Opened(store, claim, None, None)
+        try:
+            if source.path is not None:
+                directory = Path(source.path).expanduser()
+                restore_path(directory, self._into)
+                self._telling.event(f"begins from {directory}")
+                return Opened(store, claim, None, self._into)
+            assert source.run_id is not None
+            run_id = source.run_id
+            restored = self._patiently(lambda: restore(store, run_id, source.step, self._into))
+        except NotFoundError as error:
+            raise SpecError([Problem("", 0, 0, "resume_from", error.message)]) from error
+        return self._restored(store, claim, restored)
+
+    def _restored(self, store: ObjectStore, claim: Claim, restored: Restored) -> Opened:
+        record = restored.record
+        for skipped, why in restored.skipped:
+            self._telling.event(f"checkpoint of step {skipped.step} is damaged and was skipped: {why}")
+        for slot in restored.unreadable:
+            self._telling.event(f"record {slot.slot} of the run log is damaged: {slot.why}")
+        whose = "" if record.run == self._job.run_id else f" of run {record.run}"
+        self._telling.event(f"goes on from step {record.step}{whose}, saved by attempt {record.attempt}")
+        return Opened(store, claim, restored, restored.directory)
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        deadline = self._clock.monotonic() + PATIENCE_S
+        pause, said = 0.5, False
+        while True:
+            try:
+                return action()
+            except StoreUnavailableError as error:
+                if self._clock.monotonic() + pause > deadline:
+                    raise
+                if not said:
+                    self._telling.event(f"waits for the store: {error.message}")
+                    said = True
+            self._clock.sleep(pause)
+            pause = min(5.0, pause * 2)
+
+
+def _check_mounted(store: ObjectStore) -> None:
+    """A folder that is not mounted looks like an empty store; the identity file tells them apart."""
+    try:
+        store_id(store)
+    except NotFoundError as error:
+        raise StoreError(error.message, remedy=error.remedy) from error
+
+
+def store_uri(job: AgentJob, node_home: Path) -> str:
+    """The object store as this node reaches it: its own settings win, because mount points differ."""
+    try:
+        settings = json.loads((node_home / "node.json").read_text())
+    except FileNotFoundError:
+        return job.store_uri
+    return str(settings.get("store_uri") or job.store_uri)

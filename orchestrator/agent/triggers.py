@@ -1,0 +1,69 @@
+"""What can end an attempt early, and which of several reasons counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from orchestrator.agent.identity import ProcessId
+from orchestrator.agent.verdict import Stop
+from orchestrator.clock import Clock
+from orchestrator.domain.states import Reason
+from orchestrator.messages import BeatReply, Order
+
+GRACE_S = 60.0
+"""Time to save where the controller does not say."""
+FENCED_GRACE_S = 5.0
+"""A fenced program cannot commit any more; this only lets it end in an orderly way."""
+
+_RANK = {Reason.CANCELLED: 1, Reason.FENCED: 2}
+"""A reason of a higher rank replaces one of a lower rank; of equal ranks the first stays."""
+
+
+@dataclass
+class Triggers:
+    """Looks at everything that may end an attempt. `fences` answer why the run is no longer ours, or None."""
+
+    clock: Clock
+    watched: ProcessId
+    """The Ray actor. When it is gone, nobody holds the resources for us any more."""
+    deadline: float | None
+    """End of the run's longest duration on the boot-time clock, which goes on while the machine sleeps."""
+    reply: Callable[[], BeatReply | None]
+    fences: list[Callable[[], str | None]] = field(default_factory=list)
+    terminated: bool = False
+    """SIGTERM has come to the agent."""
+    stop: Stop | None = None
+    """What counts at present."""
+
+    def look(self) -> bool:
+        """Look again; True where `stop` has changed."""
+        found = self._find()
+        if found is None or (self.stop is not None and _rank(found) <= _rank(self.stop)):
+            return False
+        self.stop = found
+        return True
+
+    def _find(self) -> Stop | None:
+        for fence in self.fences:
+            why = fence()
+            if why is not None:
+                return Stop(Reason.FENCED, why, FENCED_GRACE_S)
+        reply = self.reply()
+        if reply is not None and reply.order is Order.STOP:
+            reason = reply.reason or Reason.SHUTDOWN
+            return Stop(reason, f"the controller ordered a stop ({reason.value})", reply.grace_s)
+        return self._find_local()
+
+    def _find_local(self) -> Stop | None:
+        if self.deadline is not None and self.clock.boottime() >= self.deadline:
+            return Stop(Reason.TIME_LIMIT, "the run has reached its longest duration", GRACE_S)
+        if self.terminated:
+            return Stop(Reason.SHUTDOWN, "the agent was asked to end", GRACE_S)
+        if not self.watched.alive():
+            return Stop(Reason.ACTOR_LOST, f"the Ray actor (process {self.watched.pid}) has ended", GRACE_S)
+        return None
+
+
+def _rank(stop: Stop) -> int:
+    return _RANK.get(stop.reason, 0)

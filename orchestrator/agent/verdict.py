@@ -1,0 +1,164 @@
+"""Why an attempt ended, from what is known at its end. Pure."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+from orchestrator.contract import EXIT_SAVED, EXIT_USER_ERROR
+from orchestrator.domain.states import Reason
+from orchestrator.errors import (
+    FencedError,
+    NotFoundError,
+    OrchError,
+    SpecError,
+    StoreError,
+    StoreFullError,
+)
+from orchestrator.messages import Outcome
+
+MAX_MESSAGE = 2000
+_SHELL_SIGNAL = 128
+"""A shell answers with this number plus the signal that ended its child."""
+_TELLING_SIGNALS = frozenset(
+    {
+        signal.SIGKILL,
+        signal.SIGTERM,
+        signal.SIGSEGV,
+        signal.SIGABRT,
+        signal.SIGBUS,
+        signal.SIGILL,
+        signal.SIGFPE,
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGPIPE,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why the agent wants its program to end."""
+
+    reason: Reason
+    message: str
+    grace_s: float
+    """Time to save before it is killed."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a program ended."""
+
+    exit_code: int | None
+    """Negative: the signal; None where it was never started."""
+    stop: Stop | None = None
+    spawn_error: str | None = None
+    last_lines: tuple[str, ...] = ()
+    """The end of its output."""
+    out_of_memory: bool = False
+    """The kernel has killed something of this cgroup for lack of memory meanwhile."""
+    overran: bool = False
+    """It did not end within the grace and was killed for that."""
+    unsaved: tuple[int, OrchError] | None = None
+    """Step of its newest checkpoint where that could not be stored, and why."""
+
+
+def judge(ending: Ending) -> Outcome:
+    """The outcome of an attempt whose program was started, or could not be."""
+    reason, message = _reason(ending)
+    if ending.unsaved is not None:
+        step, error = ending.unsaved
+        message = f"{message}; " if message else ""
+        message += f"the checkpoint of step {step} could not be stored: {error.message}"
+        if reason is Reason.COMPLETED:
+            reason = _store_reason(error)
+    return Outcome(reason=reason, message=_cut(message), exit_code=ending.exit_code)
+
+
+def judge_opening(error: OrchError) -> Outcome:
+    """The outcome of an attempt that could not claim its run or bring back its checkpoint."""
+    message = f"{error.message} {error.remedy}" if error.remedy else error.message
+    return Outcome(reason=_opening_reason(error), message=_cut(message))
+
+
+def _opening_reason(error: OrchError) -> Reason:
+    if isinstance(error, FencedError):
+        return Reason.FENCED
+    if isinstance(error, SpecError | NotFoundError):
+        return Reason.USER_ERROR
+    if isinstance(error, StoreError):
+        return _store_reason(error)
+    return Reason.NOT_STARTED
+
+
+def _store_reason(error: OrchError) -> Reason:
+    return Reason.STORE_FULL if isinstance(error, StoreFullError) else Reason.STORE_FAILED
+
+
+def _reason(ending: Ending) -> tuple[Reason, str]:
+    code, stop = ending.exit_code, ending.stop
+    if stop is not None and stop.reason in (Reason.FENCED, Reason.CANCELLED):
+        return stop.reason, stop.message
+    if ending.spawn_error is not None:
+        return Reason.USER_ERROR, f"the program cannot be started: {ending.spawn_error}"
+    if code == 0:
+        return Reason.COMPLETED, "finished while it was being stopped" if stop else ""
+    if code == EXIT_USER_ERROR:
+        return Reason.USER_ERROR, _last_line(ending) or f"exit code {EXIT_USER_ERROR}"
+    if stop is not None:
+        return stop.reason, _stopped(ending, stop)
+    if code == EXIT_SAVED:
+        return Reason.SHUTDOWN, f"the program saved and ended without being asked (exit code {EXIT_SAVED})"
+    return _failure(ending)
+
+
+def _stopped(ending: Ending, stop: Stop) -> str:
+    if ending.exit_code in (EXIT_SAVED, None):
+        return stop.message
+    how = f"killed, because it did not end within {stop.grace_s:g} s" if ending.overran else _how(ending)
+    return f"{stop.message}; the program did not say that it saved ({how})"
+
+
+def _failure(ending: Ending) -> tuple[Reason, str]:
+    number = _signal(ending.exit_code)
+    if number is None:
+        lines = "\n".join(ending.last_lines)
+        return Reason.PROGRAM_FAILED, f"{_how(ending)}: {lines}" if lines else _how(ending)
+    message = f"the program was {_how(ending)}"
+    if number == signal.SIGKILL:
+        message += "; " + (
+            "the machine ran out of memory" if ending.out_of_memory else "possibly because memory ran out"
+        )
+    last = _last_line(ending)
+    return Reason.PROGRAM_KILLED, f"{message}; its last line was: {last}" if last else message
+
+
+def _how(ending: Ending) -> str:
+    number = _signal(ending.exit_code)
+    return f"ended by {number.name}" if number is not None else f"exit code {ending.exit_code}"
+
+
+def _signal(code: int | None) -> signal.Signals | None:
+    if code is None:
+        return None
+    if code < 0:
+        return _known(-code)
+    number = _known(code - _SHELL_SIGNAL) if code > _SHELL_SIGNAL else None
+    return number if number in _TELLING_SIGNALS else None
+
+
+def _known(number: int) -> signal.Signals | None:
+    try:
+        return signal.Signals(number)
+    except ValueError:
+        return None
+
+
+def _last_line(ending: Ending) -> str:
+    return ending.last_lines[-1].strip() if ending.last_lines else ""
+
+
+def _cut(message: str) -> str:
+    """The end matters most: that is where a traceback names the error."""
+    return message if len(message) <= MAX_MESSAGE else f"{message[:300]} … {message[-(MAX_MESSAGE - 310) :]}"

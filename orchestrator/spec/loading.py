@@ -15,7 +15,7 @@ from orchestrator.spec.models import RunSpec
 from orchestrator.spec.overrides import apply_override
 from orchestrator.spec.problems import problems_of, shown
 from orchestrator.spec.shape import Shape, spec_shape
-from orchestrator.spec.tree import MAX_BYTES, MAX_PROBLEMS, Mapping, Node, Scalar, Sequence, read_tree
+from orchestrator.spec.tree import MAX_BYTES, Mapping, Node, Scalar, Sequence, read_tree
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,13 @@ def parse_spec(text: str, file_name: str = "spec", overrides: Items[str] = ()) -
         known = {(problem.file, problem.line, problem.column) for problem in broken}
         problems += [p for p in problems_of(error, root) if (p.file, p.line, p.column) not in known]
     if problems:
-        problems.sort(key=lambda problem: (problem.file != file_name, problem.line, problem.column))
-        raise SpecError(problems[: MAX_PROBLEMS + 1])
+        raise SpecError(_in_order(problems, file_name))
     return spec
+
+
+def _in_order(problems: list[Problem], file_name: str) -> list[Problem]:
+    """The file's problems by line, then what has no line, such as overrides."""
+    return sorted(problems, key=lambda p: (p.file != file_name, p.line == 0, p.line, p.column))
 
 
 def python_value(node: Node, shape: Shape | None) -> Any:

@@ -28,19 +28,26 @@ _ELSEWHERE: Final = {
 
 
 def problems_of(error: ValidationError, root: Node) -> list[Problem]:
-    """Every error as a problem, in the order of the file."""
-    details = error.errors(include_url=False)
-    found = [_problem(detail, root) for detail in details[:MAX_PROBLEMS]]
-    if len(details) > MAX_PROBLEMS:
-        found.append(Problem(root.mark.file, 0, 0, "", f"and {len(details) - MAX_PROBLEMS} more problems"))
+    """Every error as a problem, in the order of the file; where there are very many, the first and how many more."""
+    placed: list[tuple[Mark, Path, ErrorDetails]] = []
+    for detail in error.errors(include_url=False):
+        location = detail["loc"]
+        at_key = detail["type"] == "extra_forbidden"
+        if location and location[-1] == "[key]" and not at_key:
+            location, at_key = location[:-1], True
+        placed.append((_place(root, location, at_key), location, detail))
+    placed.sort(key=lambda item: (item[0].file != root.mark.file, item[0].line, item[0].column))
+    found = [
+        mark.problem(dotted(path), message_of(detail, path)) for mark, path, detail in placed[:MAX_PROBLEMS]
+    ]
+    if len(placed) > MAX_PROBLEMS:
+        found.append(Problem(root.mark.file, 0, 0, "", f"and {len(placed) - MAX_PROBLEMS} more problems"))
     return found
 
 
-def _problem(detail: ErrorDetails, root: Node) -> Problem:
-    path = _known(detail["loc"], root)
-    wanted = spec_shape().at(path)
-    message = _MESSAGES.get(detail["type"], _own_words)(detail, path, wanted)
-    return _place(root, path, at_key=detail["type"] == "extra_forbidden").problem(dotted(path), message)
+def message_of(detail: ErrorDetails, path: Path) -> str:
+    """What one of pydantic's errors at this path of a spec says to a person."""
+    return _MESSAGES.get(detail["type"], _own_words)(detail, path, spec_shape().at(path))
 
 
 def dotted(path: Path) -> str:
@@ -49,11 +56,6 @@ def dotted(path: Path) -> str:
     for part in path:
         text = join(text, part)
     return text
-
-
-def _known(location: tuple[int | str, ...], root: Node) -> Path:
-    """The location without what pydantic adds to it, such as `[key]`."""
-    return tuple(part for part in location if part != "[key]")
 
 
 def _place(root: Node, path: Path, at_key: bool) -> Mark:
@@ -128,7 +130,7 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
+        return f"a list of {len(value)}" if value else "an empty list"
     return str(value)[:40]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,7 @@ from orchestrator.store.protocol import (
     check_prefix,
 )
 
+_LOG = logging.getLogger(__name__)
 _TEMPORARY: Final = ".tmp"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _MISNAMED = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST})
@@ -137,8 +139,16 @@ class FileStore:
             with self._edge(f"store {self._key(final)}"):
                 return self._publish(temporary, final, written, create_only)
         finally:
-            with self._edge("remove a temporary file"), contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+            self._forget(temporary)
+
+    def _forget(self, temporary: Path) -> None:
+        """Remove a temporary file. One that stays is removed by `prepare` on a later day."""
+        try:
+            os.unlink(temporary)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _LOG.warning("left %s behind: %s", temporary, error)
 
     def _write(self, path: Path, source: Source) -> os.stat_result:
         """Write and sync a new file. Only errors of the store are translated, not those of the source."""

@@ -71,6 +71,8 @@ class RunLog:
         self._clock = clock
         self._slots: list[Record | Unreadable] = []
         self._history = History()
+        self._unanswered: set[uuid.UUID] = set()
+        """Fences that were sent and have led to no claim."""
         self._lock = threading.Lock()
 
     def slots(self) -> list[Record | Unreadable]:
@@ -100,18 +102,26 @@ class RunLog:
         """Take the run for an attempt; from then on nothing of an earlier one can be committed.
 
         FencedError where the log has anything of this attempt or a later one already: an attempt is claimed
-        once.
+        once. After StoreUnavailableError ask the same object again: it knows its own fence if that arrived.
         """
         for _ in range(_LOST_RACES):
             history = self.history()
+            fence = history.fence
+            if fence is not None and fence.attempt == attempt and fence.id in self._unanswered:
+                return self._claimed(fence)
             if history.owner >= attempt:
                 raise FencedError(
                     f"run {self.run_id} belongs to attempt {history.owner}; attempt {attempt} cannot take it"
                 )
             fence = Fence(**self.stamp(history.last_slot + 1, attempt), node=node)
+            self._unanswered.add(fence.id)
             if self.create(fence):
-                return Claim(self, fence)
+                return self._claimed(fence)
         raise self.contended()
+
+    def _claimed(self, fence: Fence) -> Claim:
+        self._unanswered.discard(fence.id)
+        return Claim(self, fence)
 
     def create(self, record: Record) -> bool:
         """Fill a slot; False where another record has it. Durable when this returns.
@@ -209,6 +219,8 @@ class History:
 
     owner: int = 0
     """The highest attempt; 0 where nobody has claimed the run."""
+    fence: Fence | None = None
+    """The owner's fence; None where its record is damaged."""
     last_slot: int = 0
     checkpoints: tuple[CheckpointRecord, ...] = ()
     """Those that counted when they were written, in the order of the log; `retired` where they do not any
@@ -234,13 +246,15 @@ def fold(slots: list[Record | Unreadable]) -> History:
     first counts, until it is retired.
     """
     owner = 0
+    fence: Fence | None = None
     found: list[CheckpointRecord] = []
     retired: set[uuid.UUID] = set()
     live: dict[int, uuid.UUID] = {}
     for record in slots:
         if isinstance(record, Unreadable) or record.attempt < owner:
             continue
-        owner = record.attempt
+        if record.attempt > owner:
+            owner, fence = record.attempt, record if isinstance(record, Fence) else None
         if isinstance(record, CheckpointRecord) and record.step not in live:
             found.append(record)
             live[record.step] = record.id
@@ -249,6 +263,7 @@ def fold(slots: list[Record | Unreadable]) -> History:
             live = {step: id_ for step, id_ in live.items() if id_ not in retired}
     return History(
         owner=owner,
+        fence=fence,
         last_slot=len(slots),
         checkpoints=tuple(c.model_copy(update={"retired": True}) if c.id in retired else c for c in found),
         unreadable=tuple(slot for slot in slots if isinstance(slot, Unreadable)),

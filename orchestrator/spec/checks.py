@@ -82,6 +82,10 @@ def _programs(data: Mapping[str, Any]) -> list[InitErrorDetails]:
         return []
     if given:
         return [_error(("command",), "expected either `trainer` or `command`, got both")]
+    if "trainer" in data and "command" not in data:
+        return [
+            _error(("trainer",), "is empty; write `trainer: {}` for the built-in trainer with its defaults")
+        ]
     return [
         _error((), "expected `trainer` (the built-in trainer) or `command` (any other program), got neither")
     ]

@@ -28,7 +28,7 @@ _ELSEWHERE: Final = {
 
 
 def problems_of(error: ValidationError, root: Node) -> list[Problem]:
-    """Every error as a problem, in the order of the file; where there are very many, the first and how many more."""
+    """Every error as a problem, in the order of the file; of very many the first, and how many more."""
     placed: list[tuple[Mark, Path, ErrorDetails]] = []
     for detail in error.errors(include_url=False):
         location = detail["loc"]

@@ -10,7 +10,7 @@ from pydantic_core.core_schema import ErrorType
 from orchestrator.spec.problems import message_of
 from tests.unit.spec.support import MINIMAL, only, parse, problems
 
-TEN_MISTAKES = """\
+TWELVE_MISTAKES = """\
 name: bad name!
 experimnt: shakespeare
 max_steps: 5
@@ -33,9 +33,9 @@ max_duration: 8 hours
 """
 
 
-def test_a_spec_with_eleven_mistakes_gives_eleven_problems_with_their_places() -> None:
+def test_a_spec_with_twelve_mistakes_gives_twelve_problems_with_their_places() -> None:
     name_words = "a name of at most 63 letters, digits, '.', '_' and '-', beginning with a letter or digit"
-    assert [str(problem) for problem in problems(TEN_MISTAKES)] == [
+    assert [str(problem) for problem in problems(TWELVE_MISTAKES)] == [
         f"s.yaml:1:7: name: expected {name_words}, got 'bad name!'",
         "s.yaml:2:1: experimnt: unknown key; did you mean `experiment`?",
         "s.yaml:3:1: max_steps: unknown key; `max_steps` belongs under `trainer`",
@@ -55,6 +55,7 @@ def test_a_spec_with_eleven_mistakes_gives_eleven_problems_with_their_places() -
     ("text", "expected"),
     [
         ("trainer: {}\n", "1:1: name: missing; expected a name"),
+        ("name: a\ntrainer:\n", "2:1: trainer: is empty; write `trainer: {}`"),
         ("name: a\n", "1:1: expected `trainer` (the built-in trainer) or `command`"),
         (
             "name: a\ntrainer: {}\ncommand: {argv: [x]}\n",
@@ -75,7 +76,7 @@ def test_a_spec_with_eleven_mistakes_gives_eleven_problems_with_their_places() -
             "name: a\ncommand: {argv: [a]}\nplacement: [{pool: p, trainer: {n_layer: 2}}]\n",
             "3:23: placement.0.trainer",
         ),
-        ("name: a\ntrainer:\nplacement:\n", "3:1: placement: expected a list of mappings, got nothing"),
+        ("name: a\ntrainer: {}\nplacement:\n", "3:1: placement: expected a list of mappings, got nothing"),
         (
             "name: a\ntrainer: {compile: maybe}\n",
             "2:20: trainer.compile: expected true or false, got 'maybe'",

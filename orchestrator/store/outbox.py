@@ -8,7 +8,7 @@ end of the run's queue; elsewhere the first one stays and later ones are ignored
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -37,6 +37,10 @@ class OutboxTask(BaseModel):
         """Identity of the task within its run."""
         raise NotImplementedError
 
+    def after(self, earlier: OutboxTask) -> Self:
+        """This task as it replaces an earlier one of the same key."""
+        return self
+
 
 class CreateRun(OutboxTask):
     """Create the MLflow run, or find the one that carries this run's id as its tag `orch.run_id`."""
@@ -62,14 +66,19 @@ class CreateRun(OutboxTask):
 
 
 class SetTags(OutboxTask):
-    """Set tags. Always send the same names together: the newest task of the same set of names wins."""
+    """Set tags; others stay. The newest value of each name wins, in whatever order tasks are sent."""
 
     kind: Literal["tags"] = "tags"
     tags: dict[str, str]
 
     def dedupe_key(self) -> str:
-        """The set of names."""
-        return "tags:" + ",".join(sorted(self.tags))
+        """A run has one set of tags."""
+        return "tags"
+
+    def after(self, earlier: OutboxTask) -> Self:
+        """All tags of both, so that one task carries them and none can overtake another."""
+        assert isinstance(earlier, SetTags)
+        return self.model_copy(update={"tags": {**earlier.tags, **self.tags}})
 
 
 class SetParams(OutboxTask):

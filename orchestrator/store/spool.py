@@ -308,19 +308,23 @@ class Spool:
         return [replaced for changed, replaced in outcomes if changed]
 
     def _put(self, db: sqlite3.Connection, run: int, task: AnyTask) -> tuple[bool, AnyTask | None]:
-        key, body, replaced = task.dedupe_key(), task.model_dump_json(), None
+        key, replaced = task.dedupe_key(), None
         query = "SELECT seq, body, state FROM outbox WHERE run = ? AND dedupe = ?"
         row = db.execute(query, (run, key)).fetchone()
         if row is not None:
-            seq, known, state = row
-            if not task.newest_wins or (known == body and state != "failed"):
+            if not task.newest_wins:
                 return False, None
+            seq, known, state = row
+            replaced = TASK.validate_json(known)
+            if state != "failed":
+                task = task.after(replaced)
+                if task == replaced:
+                    return False, None
             # A new row, not an update: whoever is sending the old version marks the old seq, which is gone.
             db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
-            replaced = TASK.validate_json(known)
         db.execute(
             "INSERT INTO outbox (run, dedupe, body, created_ms) VALUES (?, ?, ?, ?)",
-            (run, key, body, int(self._clock.now().timestamp() * 1000)),
+            (run, key, task.model_dump_json(), int(self._clock.now().timestamp() * 1000)),
         )
         return True, replaced
 

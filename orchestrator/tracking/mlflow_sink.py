@@ -20,10 +20,12 @@ from orchestrator.tracking.sink import SinkRefusedError, SinkUnavailableError, T
 
 RUN_TAG = "orch.run_id"
 """Tag that ties an MLflow run to ours; creation looks for it first."""
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_UPLOAD_TIMEOUT_S = 20
 _ENVIRONMENT = {
     # The shipper has its own patience: one try, and short, so that a hung server costs seconds.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "6",
+    _TIMEOUT: "6",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -205,7 +207,15 @@ class MlflowSink:
         with tempfile.TemporaryDirectory() as temporary:
             named = Path(temporary) / path.name
             named.symlink_to(source)
-            self._client.log_artifact(run, str(named), folder)
+            with _patience(_UPLOAD_TIMEOUT_S):
+                try:
+                    self._client.log_artifact(run, str(named), folder)
+                except (self._mlflow.MlflowException, OSError) as error:
+                    # A large file may take too long where everything else works: it must not stop the rest.
+                    found = translated(error)
+                    if isinstance(found, SinkUnavailableError):
+                        raise SinkUnavailableError(found.message, whole_server=False) from error
+                    raise found from error
 
     def _log_dataset(self, run: str, task: outbox.LogDataset) -> None:
         entities = self._mlflow.entities
@@ -243,6 +253,17 @@ class MlflowSink:
 
 def _cut(value: str, limit: int) -> str:
     return value if len(value) <= limit else value[: limit - len(_CUT)] + _CUT
+
+
+@contextmanager
+def _patience(seconds: int) -> Iterator[None]:
+    """MLflow reads the time limit of each request from the environment; only this thread makes requests."""
+    before = os.environ[_TIMEOUT]
+    os.environ[_TIMEOUT] = str(seconds)
+    try:
+        yield
+    finally:
+        os.environ[_TIMEOUT] = before
 
 
 @contextmanager

@@ -32,10 +32,14 @@ class Stack:
         if data_dir:
             self.env["ORCH_DATA_DIR"] = str(data_dir)
 
+    def command(self, *arguments: str) -> list[str]:
+        """How `orch` is run with these arguments."""
+        return [str(ORCH), *arguments]
+
     def orch(self, *arguments: str, timeout: float = 60, code: int | None = 0) -> str:
         """Run a command to its end and answer what it printed; fails unless it ends with `code`."""
         done = subprocess.run(
-            [str(ORCH), *arguments],
+            self.command(*arguments),
             env=self.env,
             capture_output=True,
             text=True,

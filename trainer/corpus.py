@@ -92,10 +92,10 @@ def _tiny_shakespeare() -> bytes:
     try:
         return download(TINY_SHAKESPEARE_URL, TINY_SHAKESPEARE_SHA256).read_bytes()
     except UserError as e:
-        looked = " and ".join(map(str, candidates)) or "ORCH_DATA_DIR, which is not set"
+        looked = ", ".join(map(str, [*candidates, cache_dir()]))
         raise UserError(
-            f"tiny-shakespeare (SHA-256 {TINY_SHAKESPEARE_SHA256[:12]}...) is neither in {looked} nor in "
-            f"{cache_dir()}, and {e}"
+            f"tiny-shakespeare was not found (looked in {looked}) and {e}; put its input.txt into a folder "
+            f"and name that folder in ORCH_DATA_DIR"
         ) from e
 
 
@@ -120,7 +120,8 @@ def _plays() -> str:
 def strip_markup(markdown: str) -> str:
     """A play as plain text in tiny-shakespeare's form.
 
-    `**NAME**` becomes `NAME:`; headings and stage directions keep their words; escapes and trailing spaces go.
+    `**NAME**` becomes `NAME:`; headings and stage directions keep their words; escapes and
+    trailing spaces go.
     """
     text = re.sub(r"^\*\*(.+?)\*\* *$", r"\1:", markdown, flags=re.MULTILINE)
     text = re.sub(r"^#+ +", "", text, flags=re.MULTILINE)

@@ -11,8 +11,8 @@ from trainer.config import TrainerConfig
 A100_BF16_FLOPS = 312e12
 """Dense bf16 peak of an A100 (NVIDIA's data sheet), which nanoGPT measures every device against."""
 
-# Dense peaks in TFLOP/s as (bf16 tensor cores with fp32 sums, fp32), from NVIDIA's data sheets and white papers.
-# By the whole name that the driver reports, because an "RTX 4070" is not an "RTX 4070 Laptop GPU".
+# Dense peaks in TFLOP/s as (bf16 tensor cores with fp32 sums, fp32), from NVIDIA's data sheets and white
+# papers, by the whole name that the driver reports: an "RTX 4070" is not an "RTX 4070 Laptop GPU".
 _GPU_TFLOPS: dict[str, tuple[float, float]] = {
     "NVIDIA H200": (989.4, 66.9),
     "NVIDIA H100 80GB HBM3": (989.4, 66.9),
@@ -40,8 +40,8 @@ _GPU_TFLOPS: dict[str, tuple[float, float]] = {
 def flops_per_step(config: TrainerConfig, parameters: int) -> float:
     """Floating-point operations of one forward and backward pass over B x T tokens.
 
-    ``6 N + 12 L H Q T`` per token: PaLM (arXiv 2204.02311), appendix B. N is `parameters`, counted without the
-    position embeddings as nanoGPT does; H Q = n_embd.
+    ``6 N + 12 L H Q T`` per token: PaLM (arXiv 2204.02311), appendix B. N is `parameters`, counted without
+    the position embeddings as nanoGPT does; H Q = n_embd.
     """
     T = config.block_size
     per_token = 6 * parameters + 12 * config.n_layer * config.n_embd * T

@@ -1,7 +1,7 @@
 """GPT-2's decoder as nanoGPT trains it. Shapes: B sequences, T tokens, C channels, V characters.
 
-Parameters carry GPT-2's published names (``h.0.attn.c_attn.weight``); matrices are stored (out, in). Layers are
-not those of `torch.nn`, whose constructors draw weights that would be thrown away.
+Parameters carry GPT-2's published names (``h.0.attn.c_attn.weight``); matrices are stored (out, in). Layers
+are not `torch.nn`'s, whose constructors draw weights that would be thrown away.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        y: Tensor = x + self.mlp(self.ln_2(x))
+        return y
 
 
 class GPT(nn.Module):

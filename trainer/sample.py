@@ -70,9 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         directory = Path(arguments.checkpoint)
         if not directory.is_dir():
-            raise UserError(
-                f"{directory} is not a directory; a run's checkpoint is sampled with: orch sample RUN@STEP"
-            )
+            raise UserError(f"{directory} is not a directory; to sample a run, use: orch sample {directory}")
         model, state = load_model(directory, arguments.device)
         text = generate(
             model,

@@ -1,9 +1,9 @@
 """The training loop.
 
 Step k is the state after k optimizer updates, and everything logged at step k was measured with the weights
-of step k: ``val/loss`` by an evaluation, ``train/loss`` on the batch of the update that leads to step k + 1. So
-step numbers are nanoGPT's iteration numbers. nanoGPT makes one more update after its last evaluation, which is
-at iteration `max_iters`; here a run ends with that evaluation, so that the final weights are the evaluated ones.
+of step k: ``val/loss`` by an evaluation, ``train/loss`` on the batch of the update that leads to step k + 1.
+So step numbers are nanoGPT's iteration numbers. nanoGPT makes one more update after its last evaluation, at
+iteration `max_iters`; here a run ends with that evaluation, and its final weights are the evaluated ones.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class Training:
         if not delta <= self.config.probe_tolerance:
             raise UserError(
                 f"the restored weights give the probe batch the loss {now} instead of {state.probe_loss}: "
-                f"the relative difference {delta:.2e} is above probe_tolerance {self.config.probe_tolerance}; "
+                f"relative difference {delta:.2e}, above probe_tolerance {self.config.probe_tolerance}; "
                 f"saved on {state.environment.device_name} with PyTorch {state.environment.torch}, "
                 f"restored on {self.hardware.name()} with {torch.__version__}"
             )

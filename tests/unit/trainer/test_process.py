@@ -1,0 +1,246 @@
+"""``python -m trainer`` as an orchestrator sees it: environment, signals, exit codes, last words."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.contract import EXIT_SAVED, EXIT_USER_ERROR
+from tests.support import end_group, wait_until
+from tests.unit.trainer.support import (
+    TINY,
+    assert_same_bits,
+    clean_env,
+    run_trainer,
+    trainer_command,
+    write_text,
+)
+from trainer import checkpoint
+from trainer.__main__ import main
+
+LONG: dict[str, Any] = {
+    "max_steps": 300,
+    "eval_interval": 40,
+    "log_interval": 5,
+    "checkpoint_interval": 45,
+}
+"""About a second of training."""
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return write_text(tmp_path)
+
+
+@pytest.fixture
+def config(tmp_path: Path, text: Path) -> Path:
+    path = tmp_path / "long.json"
+    path.write_text(json.dumps({**TINY, **LONG, "dataset": str(text)}))
+    return path
+
+
+@contextmanager
+def running(arguments: list[str], log: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A trainer whose output goes to `log`; it is ended with the block."""
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            trainer_command(*arguments), stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True
+        )
+    try:
+        yield child
+    finally:
+        end_group(child)
+
+
+def signalled_at(line: str, number: int, arguments: list[str], log: Path, env: dict[str, str]) -> int:
+    """Send a signal once the trainer has printed `line`; its exit code."""
+    with running(arguments, log, env) as child:
+        wait_until(lambda: line in log.read_text(), 60, log.read_text, every=0.002)
+        child.send_signal(number)
+        return child.wait(60)
+
+
+def final_tensors(folder: Path) -> dict[str, Any]:
+    restored = checkpoint.read(folder / "step-00000300")
+    return {**restored.model, **restored.optimizer}
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_sigterm_and_kill_change_nothing(config: Path, tmp_path: Path, threads: str) -> None:
+    """Stopped by SIGTERM, then killed with no chance to save, then left alone: the same bits as in one go."""
+    env = clean_env(OMP_NUM_THREADS=threads)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    go = ["--config", str(config), "--out"]
+    with running([*go, str(whole)], tmp_path / "whole.log", env) as uninterrupted:
+        resume = [*go, str(parts), "--resume", "latest"]
+        code = signalled_at("step 60: loss", signal.SIGTERM, [*go, str(parts)], tmp_path / "1.log", env)
+        assert code == EXIT_SAVED, (tmp_path / "1.log").read_text()
+        stopped_at = max(checkpoint.published(parts))
+        assert 60 < stopped_at < 300
+        code = signalled_at("step 200: loss", signal.SIGKILL, resume, tmp_path / "2.log", env)
+        assert code == -signal.SIGKILL
+        assert stopped_at < max(checkpoint.published(parts)) < 300
+        last = run_trainer(resume, **env)
+        assert last.returncode == 0, last.stderr
+        assert uninterrupted.wait(60) == 0
+    assert_same_bits(final_tensors(parts), final_tensors(whole))
+    assert f"device: cpu ({threads} threads)" in last.stdout
+    assert "relative difference 0.0e+00" in last.stdout
+    states = [checkpoint.read_state(folder / "step-00000300") for folder in (whole, parts)]
+    assert states[0] == states[1]
+
+
+def test_under_an_orchestrator(config: Path, tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("checkpoints", "artifacts")}
+    for folder in folders.values():
+        folder.mkdir()
+    env = {
+        "ORCH_RUN_ID": "r1",
+        "ORCH_CHECKPOINT_DIR": str(folders["checkpoints"]),
+        "ORCH_ARTIFACT_DIR": str(folders["artifacts"]),
+        "ORCH_METRICS_FILE": str(tmp_path / "metrics.jsonl"),
+        "ORCH_DEVICE": "cpu",
+        "ORCH_CPUS": "1",
+    }
+    arguments = [
+        "--config",
+        str(config),
+        "--set",
+        "max_steps=20",
+        "--set",
+        "sample_tokens=10",
+        "--set",
+        "device=auto",
+    ]
+    first = run_trainer(arguments, **env)
+    assert first.returncode == 0, first.stderr
+    assert [path.name for path in folders["checkpoints"].iterdir()] == ["step-00000020"]
+    assert [path.name for path in folders["artifacts"].iterdir()] == ["sample.txt"]
+    points = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {point["step"] for point in points} == {0, 5, 10, 15, 20}
+    assert "device: cpu (1 threads)" in first.stdout
+    env["ORCH_RESTORE_DIR"] = str(folders["checkpoints"] / "step-00000020")
+    second = run_trainer([*arguments, "--resume", "/nowhere", "--set", "max_steps=25"], **env)
+    assert second.returncode == 0, second.stderr
+    assert "at step 20" in second.stdout
+    assert (folders["checkpoints"] / "step-00000025" / "state.json").is_file()
+
+
+def test_the_eager_trainer_does_not_import_the_compiler(config: Path, tmp_path: Path) -> None:
+    """It takes a second, which every start of a run would pay."""
+    program = (
+        "import sys; from trainer.__main__ import main; "
+        f"code = main(['--config', {str(config)!r}, '--out', {str(tmp_path / 'out')!r}, '--set', 'max_steps=5']); "
+        "found = {'torch._dynamo', 'torch._inductor', 'sympy'} & sys.modules.keys(); "
+        "sys.exit(code or str(sorted(found)) * bool(found))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=clean_env(),
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_checking_a_configuration_needs_no_torch() -> None:
+    program = (
+        "import sys, trainer.config, trainer.settings, trainer.corpus, trainer.__main__; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+def test_a_missing_text_is_the_last_word_of_a_process(tmp_path: Path) -> None:
+    done = run_trainer(["--set", f"dataset={tmp_path}/none.txt", "--out", str(tmp_path / "out")])
+    assert done.returncode == EXIT_USER_ERROR
+    assert done.stderr.splitlines()[-1] == (
+        f"trainer: cannot read the text {tmp_path}/none.txt: No such file or directory"
+    )
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """`main` takes over the signals of the process that it runs in."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signals")
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--set", "n_head=3"], "n_embd (128) must be a multiple of n_head (3)"),
+        (["--set", "layers=3"], "layers: Extra inputs are not permitted"),
+        (["--set", "n_layer=0", "--set", "dropout=2"], "n_layer: Input should be greater than 0; dropout:"),
+        (["--set", "n_layer"], "expected key=value"),
+        (["--set", "batch_size=[1"], "--set batch_size=[1: while parsing"),
+        (["--set", "micro_batches=5"], "batch_size (12) must be a multiple of micro_batches (5)"),
+        (["--config", "missing.yaml"], "cannot read the configuration missing.yaml: No such file"),
+        (["--config", "list.yaml"], "list.yaml: expected settings such as"),
+        (["--resume", "latest"], "there is no checkpoint in out/default"),
+        (["--resume", "nowhere"], "there is no checkpoint in nowhere"),
+        (["--set", "device=cuda"], "device cuda was asked for, but PyTorch sees no usable GPU"),
+        (["--out", "used"], "used holds checkpoints already"),
+    ],
+)
+def test_user_errors(
+    arguments: list[str],
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for name in ("ORCH_RUN_ID", "ORCH_DEVICE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "list.yaml").write_text("- a\n")
+    (tmp_path / "used" / "step-00000003").mkdir(parents=True)
+    assert main(arguments) == EXIT_USER_ERROR
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert problem in said[0]
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_gang_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([]) == EXIT_USER_ERROR
+    assert "one process" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_gpu_that_was_not_granted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCH_RUN_ID", "r1")
+    monkeypatch.setenv("ORCH_DEVICE", "cpu")
+    assert main(["--set", "device=cuda"]) == EXIT_USER_ERROR
+    assert "no GPU was granted" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_signals")
+def test_the_trainer_section_of_a_spec_counts(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ORCH_RUN_ID", raising=False)
+    settings = "".join(
+        f"  {key}: {value}\n" for key, value in {**TINY, "dataset": text, "max_steps": 2}.items()
+    )
+    (tmp_path / "mine.yaml").write_text(f"name: mine\ntrainer:\n{settings}")
+    assert main(["--config", "mine.yaml"]) == 0
+    assert checkpoint.read_state(tmp_path / "out/mine/step-00000002").config.n_embd == 16

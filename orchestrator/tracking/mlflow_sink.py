@@ -56,7 +56,6 @@ class MlflowSink:
         self._mlflow: Any = mlflow
         self._uri = tracking_uri.rstrip("/")
         self._client = mlflow.MlflowClient(tracking_uri=self._uri)
-        self._experiments: dict[str, str] = {}
 
     # ------------------------------------------------------------------ runs
 
@@ -72,8 +71,6 @@ class MlflowSink:
 
     def ensure_experiment(self, name: str) -> str:
         """The id of the experiment of this name: found, restored from the trash, or created."""
-        if name in self._experiments:
-            return self._experiments[name]
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
@@ -86,7 +83,6 @@ class MlflowSink:
                 raise SinkRefusedError(f"MLflow neither has nor creates the experiment {name}")
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
-        self._experiments[name] = found.experiment_id
         return str(found.experiment_id)
 
     def state(self, target: Target) -> TargetState:
@@ -95,7 +91,6 @@ class MlflowSink:
             with _translating():
                 run = self._client.get_run(target.mlflow_run_id)
         except SinkRefusedError:
-            self._experiments.clear()
             return TargetState.MISSING
         return TargetState.ACTIVE if run.info.lifecycle_stage == "active" else TargetState.DELETED
 

@@ -1,8 +1,17 @@
-"""Specs: the models, reading them from YAML with a place for every mistake, identity, JSON Schema."""
+"""Specs: the models, reading them from YAML with a place for every mistake, identity, JSON Schema.
 
-from orchestrator.spec.identity import canonical_json, spec_hash
-from orchestrator.spec.loading import LoadedSpec, load_spec, parse_spec
+What reads files is imported when it is first asked for: a client that only looks at runs needs no YAML.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from orchestrator.spec.models import CheckpointPolicy, CommandProgram, RunSpec, Variant
+
+if TYPE_CHECKING:
+    from orchestrator.spec.identity import canonical_json, spec_hash
+    from orchestrator.spec.loading import LoadedSpec, load_spec, parse_spec
 
 __all__ = [
     "CheckpointPolicy",
@@ -15,3 +24,19 @@ __all__ = [
     "parse_spec",
     "spec_hash",
 ]
+
+_LATER = {
+    "LoadedSpec": "loading",
+    "load_spec": "loading",
+    "parse_spec": "loading",
+    "canonical_json": "identity",
+    "spec_hash": "identity",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

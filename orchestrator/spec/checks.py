@@ -33,7 +33,7 @@ _OPTIONAL: Final[dict[str, Any]] = {
 }
 TrainerOverrides: type[BaseModel] = create_model(
     "TrainerOverrides",
-    __config__=ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False),
+    __config__=ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False),
     __doc__="Trainer settings that differ on one placement.",
     **_OPTIONAL,
 )

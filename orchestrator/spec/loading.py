@@ -15,7 +15,7 @@ from orchestrator.spec.models import RunSpec
 from orchestrator.spec.overrides import apply_override
 from orchestrator.spec.problems import problems_of, shown
 from orchestrator.spec.shape import Shape, spec_shape
-from orchestrator.spec.tree import MAX_BYTES, Mapping, Node, Scalar, Sequence, read_tree
+from orchestrator.spec.tree import MAX_BYTES, MAX_PROBLEMS, Mapping, Node, Scalar, Sequence, read_tree
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,11 @@ def parse_spec(text: str, file_name: str = "spec", overrides: Items[str] = ()) -
 
 
 def _in_order(problems: list[Problem], file_name: str) -> list[Problem]:
-    """The file's problems by line, then what has no line, such as overrides."""
-    return sorted(problems, key=lambda p: (p.file != file_name, p.line == 0, p.line, p.column))
+    """The file's problems by line, then what has no line, such as overrides; of very many the first."""
+    problems = sorted(problems, key=lambda p: (p.file != file_name, p.line == 0, p.line, p.column))
+    if len(problems) <= MAX_PROBLEMS:
+        return problems
+    return [*problems[:MAX_PROBLEMS], Problem(file_name, 0, 0, "", "and more problems after these")]
 
 
 def python_value(node: Node, shape: Shape | None) -> Any:

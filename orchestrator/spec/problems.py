@@ -28,7 +28,7 @@ _ELSEWHERE: Final = {
 
 
 def problems_of(error: ValidationError, root: Node) -> list[Problem]:
-    """Every error as a problem, in the order of the file; of very many the first, and how many more."""
+    """Every error as a problem, in the order of the file; of very many only the first."""
     placed: list[tuple[Mark, Path, ErrorDetails]] = []
     for detail in error.errors(include_url=False):
         location = detail["loc"]
@@ -37,12 +37,8 @@ def problems_of(error: ValidationError, root: Node) -> list[Problem]:
             location, at_key = location[:-1], True
         placed.append((_place(root, location, at_key), location, detail))
     placed.sort(key=lambda item: (item[0].file != root.mark.file, item[0].line, item[0].column))
-    found = [
-        mark.problem(dotted(path), message_of(detail, path)) for mark, path, detail in placed[:MAX_PROBLEMS]
-    ]
-    if len(placed) > MAX_PROBLEMS:
-        found.append(Problem(root.mark.file, 0, 0, "", f"and {len(placed) - MAX_PROBLEMS} more problems"))
-    return found
+    first = placed[: MAX_PROBLEMS + 1]
+    return [mark.problem(dotted(path), message_of(detail, path)) for mark, path, detail in first]
 
 
 def message_of(detail: ErrorDetails, path: Path) -> str:

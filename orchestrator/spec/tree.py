@@ -165,7 +165,7 @@ class _Reader:
         mark = self._mark(event)
         if isinstance(event, yaml.AliasEvent):
             self._note(event, f"aliases such as *{event.anchor} are not allowed: write the value out", path)
-            return Scalar(mark, "", True)
+            return Scalar(mark, f"*{event.anchor}", False)
         if event.anchor is not None:
             self._note(
                 event,

@@ -217,4 +217,5 @@ def test_problems_are_capped() -> None:
     text = "name: a\ntrainer: {}\n" + "".join(f"key{number}: 1\n" for number in range(1000))
     found = problems(text)
     assert len(found) == 101
-    assert found[-1].message == "and 900 more problems"
+    assert [problem.line for problem in found[:100]] == list(range(3, 103))
+    assert found[-1].message == "and more problems after these"

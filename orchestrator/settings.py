@@ -40,6 +40,31 @@ class Home:
         return self.root / "stack.json"
 
     @property
+    def services_file(self) -> Path:
+        """Which services run, as the supervisor last saw them."""
+        return self.root / "services.json"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        """Held by the supervisor as long as it lives."""
+        return self.root / "supervisor.lock"
+
+    @property
+    def setup_lock(self) -> Path:
+        """Held while `orch up`, `down`, `join` or `leave` changes something here."""
+        return self.root / "setup.lock"
+
+    @property
+    def empty(self) -> Path:
+        """Working directory of services; empty, because Ray puts it on the path of its workers."""
+        return self.root / "empty"
+
+    @property
+    def nodes(self) -> Path:
+        """Folders of this machine's nodes."""
+        return self.root / "nodes"
+
+    @property
     def controller(self) -> Path:
         """Ledger, points and logs of the controller."""
         return self.root / "controller"
@@ -76,7 +101,7 @@ class Home:
 
     def node(self, name: str) -> Path:
         """Folder of one node: token, settings, work of its attempts."""
-        return self.root / "nodes" / name
+        return self.nodes / name
 
 
 def home(environ: dict[str, str] | None = None) -> Home:

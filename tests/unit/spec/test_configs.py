@@ -1,0 +1,113 @@
+"""The configurations that users copy."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from orchestrator.contract import EXIT_SAVED
+from orchestrator.spec import load_spec
+from orchestrator.spec.schema import json_schema, trainer_json_schema
+from tests.support import wait_until
+from trainer.config import TrainerConfig
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+SPECS = sorted(CONFIGS.glob("*.yaml"))
+TRAINER = sorted((CONFIGS / "trainer").glob("*.yaml"))
+
+
+def test_there_are_configurations() -> None:
+    assert {"demo", "laptop", "gpu", "handover", "any-script"} <= {path.stem for path in SPECS}
+    assert {"laptop", "gpu"} <= {path.stem for path in TRAINER}
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_specs_load_and_fit_the_schema(path: Path) -> None:
+    first, *_ = path.read_text(encoding="utf-8").splitlines()
+    assert first == "# yaml-language-server: $schema=spec.schema.json"
+    assert load_spec(path).spec.name == path.stem
+    jsonschema.Draft7Validator(json_schema()).validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", TRAINER, ids=lambda path: path.stem)
+def test_trainer_configurations_load_and_say_the_same_as_the_spec_of_that_name(path: Path) -> None:
+    first, *_ = path.read_text(encoding="utf-8").splitlines()
+    assert first == "# yaml-language-server: $schema=../trainer.schema.json"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    jsonschema.Draft7Validator(trainer_json_schema()).validate(content)
+    spec = load_spec(CONFIGS / path.name).spec
+    content["checkpoint_interval"] -= spec.checkpoint.every_steps or 0
+    assert TrainerConfig.model_validate(content) == spec.trainer
+
+
+def test_the_demo_needs_no_gpu_and_has_a_checkpoint_half_way() -> None:
+    spec = load_spec(CONFIGS / "demo.yaml").spec
+    assert spec.trainer is not None
+    assert spec.checkpoint.every_steps is not None
+    assert [(variant.pool, variant.cpus, variant.gpus) for variant in spec.placement] == [
+        ("laptop", 1, 0),
+        ("gpu", 1, 0),
+    ]
+    assert spec.trainer.max_steps % (2 * spec.checkpoint.every_steps) == 0
+    assert spec.trainer.max_steps % (2 * spec.trainer.eval_interval) == 0
+
+
+def test_the_script_of_the_any_script_configuration_keeps_the_contract(tmp_path: Path) -> None:
+    """Stopped by SIGTERM it saves and says so; resumed it goes on from there; no step is measured twice."""
+    command = load_spec(CONFIGS / "any-script.yaml", ["command.env.STEPS=8"]).spec.command
+    assert command is not None
+    argv = [part.replace("{python}", sys.executable) for part in command.argv]
+    metrics = tmp_path / "metrics.jsonl"
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    env = {
+        **os.environ,
+        **command.env,
+        "ORCH_CHECKPOINT_DIR": str(checkpoints),
+        "ORCH_METRICS_FILE": str(metrics),
+    }
+    first = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE)
+    try:
+        wait_until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 2, 20)
+        first.terminate()
+        assert first.wait(20) == EXIT_SAVED
+    finally:
+        first.kill()
+        first.communicate()
+    (saved,) = checkpoints.iterdir()
+    done = subprocess.run(argv, env={**env, "ORCH_RESTORE_DIR": str(saved)}, timeout=30, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert f"starting at step {int(saved.name[5:])} of 8" in done.stdout.decode()
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 9))
+    assert {path.name for path in checkpoints.iterdir()} == {saved.name, "step-00000008"}
+
+
+def test_specs_are_read_without_heavy_imports() -> None:
+    code = (
+        "import sys, time; began = time.process_time(); import orchestrator.spec; "
+        "print(time.process_time() - began); "
+        "heavy = {'torch', 'ray', 'mlflow', 'boto3', 'numpy', 'fastapi'}; print(sorted(heavy & set(sys.modules)))"
+    )
+    results = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+        for _ in range(3)
+    ]
+    lines = [result.stdout.decode().splitlines() for result in results]
+    assert all(heavy == "[]" for _, heavy in lines)
+    assert min(float(seconds) for seconds, _ in lines) < 0.5, "measured 0.2 s on an idle machine"
+
+
+def test_loading_a_spec_is_quick() -> None:
+    load_spec(CONFIGS / "handover.yaml")
+    began = time.process_time()
+    load_spec(CONFIGS / "handover.yaml")
+    assert time.process_time() - began < 0.1

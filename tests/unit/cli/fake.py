@@ -144,6 +144,8 @@ def waiting() -> RunDetail:
         "state": RunState.QUEUED,
         "attempt": 0,
         "step": None,
+        "tokens_per_s": None,
+        "eta_s": None,
         "loss": None,
         "val_loss": None,
         "node": None,

@@ -1,18 +1,31 @@
-"""Commands for machines: up, down, status, nodes."""
+"""Commands for the cluster: up, down, status, nodes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from orchestrator.cli import render
 from orchestrator.cli.common import CLUSTER, Json, connect, err, out, print_json, width
 from orchestrator.cli.render import Cell, Column
+from orchestrator.domain.states import RunState
 
 if TYPE_CHECKING:
-    from orchestrator.messages import NodeView
+    from orchestrator.cluster.stack import ServiceStatus, StackStatus
+    from orchestrator.messages import Health, NodeView, RunView
 
+OPEN_STATES = [state for state in RunState if not state.final]
+SERVICE_COLUMNS = [
+    Column("SERVICE", least=10),
+    Column("STATE"),
+    Column("PID", right=True),
+    Column("SINCE"),
+    Column("RESTARTS", right=True),
+    Column("", least=10),
+]
 NODE_COLUMNS = [
     Column("NODE", least=6),
     Column("POOL", least=6),
@@ -26,52 +39,157 @@ NODE_COLUMNS = [
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command(rich_help_panel=CLUSTER)(up)
-    app.command(rich_help_panel=CLUSTER)(down)
-    app.command(rich_help_panel=CLUSTER)(nodes)
+    for command in (up, down, status, nodes):
+        app.command(rich_help_panel=CLUSTER)(command)
 
 
 def say(text: str) -> None:
     """A line about what is being done, on standard error."""
-    err.print(text, style="dim")
+    err.print(Text(text, "dim"))
 
 
 def up(
     node: Annotated[
         list[str] | None,
         typer.Option(
-            "--node", metavar="NAME:cpus=N[,gpus=N]", help="Run a node of this pool here; may be repeated."
+            "--node",
+            metavar="NAME[:pool=P,cpus=N,gpus=N,memory=SIZE]",
+            help="A node to run here; may be repeated. Its pool is called like the node itself where that is "
+            "not said, and the rest is what the machine has.",
         ),
     ] = None,
     listen: Annotated[
-        str | None, typer.Option(help="Address to listen on for other machines; loopback only by default.")
+        str | None,
+        typer.Option(metavar="IP", help="This machine's address for other machines; nobody else by default."),
     ] = None,
-    mlflow: Annotated[str | None, typer.Option(metavar="URL", help="Use this MLflow server.")] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Use this MLflow server, or `none`; an own one by default."),
+    ] = None,
     store: Annotated[
-        str | None, typer.Option(metavar="URI", help="Keep checkpoints here: a folder or s3://bucket/prefix.")
+        str | None,
+        typer.Option(metavar="URI", help="Where checkpoints go: a folder or s3://bucket/prefix."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Start everything on this machine: Ray, MLflow, the controller, and a node.
+    """Start Ray, MLflow, the controller and a node on this machine.
 
-    Examples: `orch up`, `orch up --node laptop:cpus=2 --node gpu:cpus=4,gpus=1`
+    What is not given stays as it was the last time. Running it again changes what differs and nothing else.
+
+    Examples: `orch up`, `orch up --node laptop:cpus=2 --node gpu:cpus=4,gpus=1`,
+    `orch up --listen 192.168.1.5`
     """
     from orchestrator.cluster.stack import NodeRequest
     from orchestrator.cluster.stack import up as start
     from orchestrator.settings import home
 
     requests = [NodeRequest.parse(text) for text in node or []]
-    start(home(), nodes=requests, listen=listen, mlflow_url=mlflow, store_uri=store, progress=say)
+    stack = start(home(), nodes=requests, listen=listen, mlflow_url=mlflow, store_uri=store, progress=say)
+    if as_json:
+        print_json(stack_json(stack))
+    else:
+        out.print(stack_lines(stack))
+        out.print("next: `orch submit SPEC --follow`", style="dim")
 
 
-def down() -> None:
-    """Save what runs here, then stop everything that `orch up` started.
+def down(
+    grace: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Time for programs to save before they are ended.")
+    ] = 120.0,
+) -> None:
+    """Have everything save, then stop all that `orch up` started on this machine.
 
     Runs that were stopped are queued, and go on after the next `orch up`.
     """
     from orchestrator.cluster.stack import down as stop
     from orchestrator.settings import home
 
-    stop(home(), progress=say)
+    stop(home(), progress=say, grace_s=grace)
+    out.print("everything is down")
+
+
+def status(as_json: Json = False) -> None:
+    """Say how the cluster is: services of this machine, controller, machines, open runs.
+
+    Ends with 5 where the controller does not answer.
+    """
+    from orchestrator.cluster.stack import status as local_status
+    from orchestrator.errors import OrchError
+    from orchestrator.settings import home
+
+    stack = local_status(home())
+    problem, health, machines, runs = None, None, [], []
+    try:
+        with connect() as client:
+            health, machines, runs = client.health(), client.nodes(), client.runs(OPEN_STATES)
+    except OrchError as e:
+        problem = e
+    if as_json:
+        print_json({"stack": stack_json(stack), "health": health, "nodes": machines, "runs": runs})
+    else:
+        if stack.services:
+            rows = [_service_row(service) for service in stack.services]
+            out.print(render.table(SERVICE_COLUMNS, rows, width()))
+            out.print()
+        if health:
+            out.print(_health_lines(health, runs))
+        if machines:
+            out.print()
+            out.print(render.table(NODE_COLUMNS, [_node_row(machine) for machine in machines], width()))
+    if problem:
+        raise problem
+
+
+def stack_json(stack: StackStatus) -> dict[str, Any]:
+    """What runs here, as plain values."""
+    import dataclasses
+
+    values = dataclasses.asdict(stack)
+    for service in values["services"]:
+        service["log"] = str(service["log"])
+        service["since"] = service["since"].isoformat() if service["since"] else None
+    return values
+
+
+def stack_lines(stack: StackStatus) -> Text:
+    """Where the things that run here are."""
+    return render.fields(
+        [
+            ("controller", stack.url),
+            ("mlflow", stack.mlflow_url),
+            ("store", stack.store_uri),
+            ("joining", "other machines can join" if stack.listening else "this machine only"),
+        ]
+    )
+
+
+def _service_row(service: ServiceStatus) -> list[Cell]:
+    from orchestrator.clock import SYSTEM
+
+    return [
+        service.name,
+        render.state(service.phase),
+        str(service.pid or render.NOTHING),
+        render.ago(service.since, SYSTEM.now()),
+        str(service.restarts),
+        service.message,
+    ]
+
+
+def _health_lines(health: Health, runs: Sequence[RunView]) -> Text:
+    states = [run.state.value for run in runs]
+    counts = [f"{states.count(name)} {name}" for name in dict.fromkeys(states)]
+    mlflow = {True: "connected", False: f"not connected: {health.mlflow_error}", None: "none"}
+    pending = f", {health.mlflow_pending} points on their way" if health.mlflow_pending else ""
+    return render.fields(
+        [
+            ("controller", f"version {health.version}, cluster {health.cluster_id}"),
+            ("ray", f"{'connected' if health.ray_connected else 'not connected'}, {health.ray_address}"),
+            ("mlflow", f"{mlflow[health.mlflow_connected]}{pending}  {health.mlflow_url}"),
+            ("store", health.store_uri),
+            ("open runs", ", ".join(counts) or "none"),
+        ]
+    )
 
 
 def nodes(as_json: Json = False) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,7 +118,7 @@ def show(run: RunRef, as_json: Json = False) -> None:
     now = _now()
     out.print(_summary(detail, now))
     if detail.attempts:
-        out.print(render.table(ATTEMPT_COLUMNS, [_attempt_row(a, now) for a in detail.attempts], width()))
+        out.print(attempts_table(detail))
         out.print()
     for event in detail.events[-EVENTS_SHOWN:]:
         line = Text.assemble((render.clock(event.at, now), "dim"), "  ", render.one_line(event.text))
@@ -158,6 +158,12 @@ def _where(run: RunView) -> str:
     if run.node and run.pool and run.node != run.pool:
         return f"{run.node} (pool {run.pool})"
     return run.node or run.pool or ""
+
+
+def attempts_table(detail: RunDetail) -> Text:
+    """A run's attempts, one a line."""
+    now = _now()
+    return render.table(ATTEMPT_COLUMNS, [_attempt_row(a, now) for a in detail.attempts], width())
 
 
 def _attempt_row(attempt: AttemptView, now: datetime) -> list[Cell]:
@@ -233,8 +239,13 @@ def checkpoints(run: RunRef, as_json: Json = False) -> None:
     elif not found:
         out.print("no checkpoints yet")
     else:
-        now = _now()
-        out.print(render.table(CHECKPOINT_COLUMNS, [_checkpoint_row(c, now) for c in found], width()))
+        out.print(checkpoints_table(found))
+
+
+def checkpoints_table(found: Sequence[CheckpointView]) -> Text:
+    """Checkpoints, one a line."""
+    now = _now()
+    return render.table(CHECKPOINT_COLUMNS, [_checkpoint_row(c, now) for c in found], width())
 
 
 def _checkpoint_row(checkpoint: CheckpointView, now: datetime) -> list[Cell]:

@@ -13,7 +13,7 @@ from typing import Final
 
 from orchestrator.agent.identity import identify
 from orchestrator.clock import SYSTEM, Clock
-from orchestrator.cluster.machine import pick_port
+from orchestrator.cluster.machine import bindable, listening_ports, pick_port, port_holder
 from orchestrator.cluster.processes import (
     MARKER,
     Member,
@@ -93,7 +93,8 @@ class Host:
     def alive(self, process: Process) -> bool:
         """Whether it runs."""
         self.exit_code(process)
-        return process.id.alive()
+        # A process looks dead from the moment its first thread ends; a child's exit code comes with the last.
+        return process.pid in self._children or process.id.alive()
 
     def members(self, leader: Process) -> list[Member]:
         """Living processes of the session that it began."""
@@ -106,6 +107,16 @@ class Host:
         self._exits.pop(leader.pid, None)
         if left:
             log.error("these processes cannot be ended: %s", [member.pid for member in left])
+
+    def port_problem(self, host: str, port: int) -> str | None:
+        """Why nobody can listen there; None where one can."""
+        if bindable(host, port):
+            return None
+        return f"port {port} is taken by {port_holder(port)}"
+
+    def listens(self, leader: Process, port: int) -> bool:
+        """Whether a process of its session listens on the port."""
+        return any(port in listening_ports(member.pid) for member in self.members(leader))
 
     def kill(self, member: Member) -> None:
         """End one process at once."""

@@ -49,6 +49,14 @@ class Machine(Protocol):
         """End its session."""
         ...
 
+    def port_problem(self, host: str, port: int) -> str | None:
+        """Why nobody can listen there; None where one can."""
+        ...
+
+    def listens(self, leader: Process, port: int) -> bool:
+        """Whether a process of its session listens on the port."""
+        ...
+
     def kill(self, member: Member) -> None:
         """End one process at once."""
         ...
@@ -108,6 +116,10 @@ class Keeper:
             self._next_start = now + NEED_PROBE_S
             self.record.message = "what it needs does not answer yet"
             return
+        busy = self._machine.port_problem(*self.service.listens) if self.service.listens else None
+        if busy is not None:
+            self._failed(busy)
+            return
         try:
             leader = self._machine.start(self.service)
         except (OSError, SetupError) as error:
@@ -124,7 +136,7 @@ class Keeper:
         ended = self._why_ended() if self.record.vital else self._find_vital()
         if ended is not None:
             self._failed(ended)
-        elif self.record.vital and self._answers(STARTING_PROBE_S):
+        elif self.record.vital and self._answers(STARTING_PROBE_S) and self._answered_itself():
             self._became_ready()
         elif self._in_phase_s() > self.service.start_s:
             self._failed(f"did not answer within {self.service.start_s:.0f} s")
@@ -144,6 +156,11 @@ class Keeper:
             return f"ended with {code} before {' and '.join(sorted(missing)) or 'it'} ran{self._tail()}"
         self.record.vital = [Process(pid=m.id.pid, create_time=m.id.create_time) for m in found]
         return None
+
+    def _answered_itself(self) -> bool:
+        """False where the answer came from a stranger who took the port while the service was starting."""
+        listens = self.service.listens
+        return listens is None or self._machine.listens(self._leader(), listens[1])
 
     def _became_ready(self) -> None:
         self.record.start_s = round(self._in_phase_s(), 2)

@@ -114,6 +114,15 @@ def pick_port(host: str, preferred: int, taken: set[int]) -> int:
     raise SetupError(f"no free port was found on {host}")
 
 
+def listening_ports(pid: int) -> set[int]:
+    """Ports that a process of ours listens on; empty where it has ended."""
+    try:
+        found = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
+        return set()
+    return {c.laddr.port for c in found if c.status == psutil.CONN_LISTEN and c.laddr}
+
+
 def port_holder(port: int) -> str:
     """Who listens on a port, in words."""
     for connection in psutil.net_connections("tcp"):

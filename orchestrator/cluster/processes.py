@@ -25,6 +25,10 @@ MARKER = "ORCH_SERVICE"
 """Environment variable `STACK/SERVICE` of our services; agents and programs never have it."""
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.05
+_KILL_S = 5.0
+"""How long a killed process may take to go; longer means that it waits for the system."""
+RAY_GRACE_S = 1.0
+"""Told to stop, Ray's daemons wait 10 s for one another; their workers get no grace either way."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +80,15 @@ def end_sessions(sessions: dict[int, float], grace_s: float, clock: Clock = SYST
 
     Looks again until nobody is there: a daemon may be starting a worker at this moment.
     """
-    deadline = clock.monotonic() + grace_s
+    began = clock.monotonic()
     told: set[ProcessId] = set()
-    while alive := _all_members(sessions):
-        if clock.monotonic() >= deadline:
-            break
+    while (alive := _all_members(sessions)) and clock.monotonic() - began < grace_s + _KILL_S:
+        passed_s = clock.monotonic() - began
+        late = [m for m in alive if passed_s >= (min(RAY_GRACE_S, grace_s) if _is_ray(m) else grace_s)]
+        _signal(late, signal.SIGKILL)
         _signal([m for m in alive if m.id not in told], signal.SIGTERM)
         told |= {member.id for member in alive}
         clock.sleep(_POLL_S)
-    deadline = clock.monotonic() + 5.0
-    while alive and clock.monotonic() < deadline:
-        _signal(alive, signal.SIGKILL)
-        clock.sleep(_POLL_S)
-        alive = _all_members(sessions)
     return alive
 
 
@@ -150,6 +150,10 @@ def _sessions() -> Iterable[tuple[int, int]]:
                 yield int(entry.name), os.getsid(int(entry.name))
             except ProcessLookupError:
                 continue
+
+
+def _is_ray(member: Member) -> bool:
+    return member.name.startswith("ray::") or member.name in ("raylet", "gcs_server")
 
 
 def _is_ours(member: Member) -> bool:

@@ -33,6 +33,8 @@ class Service:
     """None where living processes are all that can be asked for."""
     needs: Probe | None = None
     """Nothing is started before this answers."""
+    listens: tuple[str, int] | None = None
+    """Address and port that must be free when it is started."""
     start_s: float = 90.0
     """Time from the start to the first answer, after which it is started again."""
     silent_s: float = 120.0
@@ -67,6 +69,7 @@ def _head(config: StackConfig, home: Home) -> Service:
         env={**ray_env(config, home.token_file), "CUDA_VISIBLE_DEVICES": ""},
         daemons=("gcs_server", "raylet"),
         probe=TcpProbe(config.head_address, config.ray_port),
+        listens=("0.0.0.0", config.ray_port),
         temp_dir=str(temp_dir(config, "head")),
         unwanted=DASHBOARD,
     )
@@ -100,6 +103,7 @@ def _mlflow(config: StackConfig, home: Home) -> Service:
             str(port),
         ),
         probe=HttpProbe(f"http://127.0.0.1:{port}/health"),
+        listens=("127.0.0.1", config.mlflow_port or 0),
         # Creating or upgrading its database can take minutes on a slow disk.
         start_s=400.0,
         silent_s=180.0,
@@ -117,6 +121,7 @@ def _controller(config: StackConfig, home: Home) -> Service:
         argv=(*_module("orchestrator.api"), *options),
         env={**ray_env(config, home.token_file), "ORCH_HOME": str(home.root)},
         probe=HttpProbe(f"http://{host}:{port}/v1/health"),
+        listens=(host, config.controller_port),
     )
 
 

@@ -11,9 +11,9 @@ from orchestrator.cluster import machine
 from orchestrator.cluster.config import NodeRequest, StackConfig, load_config, save_config
 from orchestrator.cluster.ending import end_attempts, stop_everything
 from orchestrator.cluster.files import ensure_token, make_private_home, write_client_file, write_node_home
-from orchestrator.cluster.planning import LOOPBACK, plan
-from orchestrator.cluster.services import CONTROLLER, HEAD, MLFLOW, services
-from orchestrator.cluster.starting import Progress, setup_lock, start_supervisor, wait_until_ready
+from orchestrator.cluster.planning import plan
+from orchestrator.cluster.services import services
+from orchestrator.cluster.starting import Progress, setup_lock, start_supervisor, wait_until_ready, words
 from orchestrator.cluster.state import ServicePhase, StackState, load_state
 from orchestrator.errors import SetupError
 from orchestrator.settings import Home
@@ -134,20 +134,16 @@ def _prepare(home: Home, config: StackConfig, state: StackState) -> None:
 
 def _check_ports(home: Home, config: StackConfig, state: StackState) -> None:
     """SetupError where somebody else listens on a port of a service that does not run yet."""
-    needed = {
-        CONTROLLER: (config.controller_host, config.controller_port),
-        HEAD: (config.head_address, config.ray_port),
-    }
-    if config.mlflow_port:
-        needed[MLFLOW] = (LOOPBACK, config.mlflow_port)
-    for name, (host, number) in needed.items():
-        record = state.services.get(name)
+    for service in services(config, home):
+        record = state.services.get(service.name)
         runs = record is not None and record.leader is not None
-        if not runs and not machine.bindable(host, number):
-            raise SetupError(
-                f"port {number} for {name} is taken by {machine.port_holder(number)}",
-                remedy=f"End that process, or remove {home.stack_file} to get other ports.",
-            )
+        if runs or service.listens is None or machine.bindable(*service.listens):
+            continue
+        number = service.listens[1]
+        raise SetupError(
+            f"port {number} for {words(service.name)} is taken by {machine.port_holder(number)}",
+            remedy=f"End that process, or remove {home.stack_file} to get other ports.",
+        )
 
 
 def _all_ready(config: StackConfig, home: Home, state: StackState) -> bool:

@@ -101,7 +101,7 @@ class Stack:
     def services(self) -> dict[str, int]:
         """Service name -> pid, as the supervisor records them."""
         state = json.loads((self.home / "state.json").read_text())
-        return {name: entry["pid"] for name, entry in state["services"].items()}
+        return {name: entry["leader"]["pid"] for name, entry in state["services"].items()}
 
     def agents(self) -> dict[str, dict[str, Any]]:
         """`<run>-a<n>` -> what its agent.json says, of agents that live."""

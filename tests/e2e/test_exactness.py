@@ -85,4 +85,4 @@ def kill_node(stack: Stack, name: str) -> None:
 
 def assert_one_point_per_step(stack: Stack, run_id: str) -> None:
     points = stack.get(f"/v1/runs/{run_id}/points", key="train/loss")
-    assert [p["step"] for p in points] == list(range(0, STEPS, 5))
+    assert [p["step"] for p in points] == list(range(0, STEPS + 1, 5))

@@ -26,9 +26,9 @@ def test_controller_killed(stack: Stack, text: Path) -> None:
     assert len(detail["attempts"]) == 1
     printed = stack.orch("logs", run_id)
     steps = [line.split(":")[0] for line in printed.splitlines() if line.startswith("step ") and "lr" in line]
-    assert len(steps) == len(set(steps)) == 600 // 5
+    assert len(steps) == len(set(steps)) == 600 // 5 + 1
     points = stack.get(f"/v1/runs/{run_id}/points", key="train/loss")
-    assert [p["step"] for p in points] == list(range(0, 600, 5))
+    assert [p["step"] for p in points] == list(range(0, 601, 5))
 
 
 def test_ray_head_killed(stack: Stack, text: Path) -> None:
@@ -44,7 +44,7 @@ def test_ray_head_killed(stack: Stack, text: Path) -> None:
     assert len(detail["attempts"]) >= 2
     assert detail["attempts"][-1]["first_step"] >= reached - 50
     points = stack.get(f"/v1/runs/{run_id}/points", key="train/loss")
-    assert [p["step"] for p in points] == list(range(0, 2500, 5))
+    assert [p["step"] for p in points] == list(range(0, 2501, 5))
 
 
 def test_agent_killed(stack: Stack, text: Path) -> None:

@@ -39,7 +39,7 @@ def test_one_mlflow_run_with_one_point_per_metric_and_step(stack: Stack, moved: 
     wait_until(lambda: stack.get("/v1/health")["mlflow_pending"] == 0, 60)
     (mlflow_run,) = reader.run_of(run_id)
     mlflow_id = mlflow_run["info"]["run_id"]
-    expected = {"train/loss": range(0, STEPS, 5), "val/loss": range(0, STEPS + 1, 100)}
+    expected = {"train/loss": range(0, STEPS + 1, 5), "val/loss": range(0, STEPS + 1, 100)}
     for key, steps in expected.items():
         assert [step for step, _ in reader.history(mlflow_id, key)] == list(steps), key
     for key in moved["metrics"]:

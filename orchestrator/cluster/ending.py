@@ -65,16 +65,20 @@ def end_attempts(home: Home, config: StackConfig, progress: Progress, grace_s: f
         if told:
             progress(f"{told} attempts are saving")
         elif told is None and agents(home):
-            progress("the controller does not answer; telling the agents on this machine themselves")
+            progress("the controller does not answer; telling the attempts on this machine themselves")
             _signal_agents(home, signal.SIGTERM)
-        _wait(
-            lambda: f"{len(left)} attempts are still saving" if (left := agents(home)) else "",
-            grace_s,
-            progress,
-        )
+        _wait(lambda: _still_saving(home), grace_s, progress)
         if told:
             _wait(lambda: _active_elsewhere(client), min(grace_s, ELSEWHERE_S), progress)
     force_agents(home, progress)
+
+
+def stop_agents(home: Home, progress: Progress, grace_s: float) -> None:
+    """Tell this machine's agents themselves to save and end, and wait for them up to `grace_s`."""
+    if agents(home):
+        progress(f"{len(agents(home))} attempts are saving")
+        _signal_agents(home, signal.SIGTERM)
+        _wait(lambda: _still_saving(home), grace_s, progress)
 
 
 def force_agents(home: Home, progress: Progress) -> None:
@@ -122,6 +126,11 @@ def _take_over(descriptor: int, supervisor: ProcessId | None) -> None:
             signal_process(supervisor, signal.SIGKILL)
         if SYSTEM.monotonic() > 2 * SUPERVISOR_S + deadline:
             raise SetupError("the supervisor cannot be ended", remedy="End it by hand; see services.json.")
+
+
+def _still_saving(home: Home) -> str:
+    left = len(agents(home))
+    return f"{left} attempts are still saving" if left else ""
 
 
 def _tell(client: Client) -> int | None:

@@ -30,7 +30,7 @@ def plan(
     store_uri: str | None,
 ) -> StackConfig:
     """The configuration that was asked for; ports and addresses stay as they were where they can."""
-    if before is not None and before.kind != "controller":
+    if before is not None and before.kind == "join":
         raise SetupError(
             f"this machine has joined {before.controller_url}", remedy="Leave it first: orch leave"
         )

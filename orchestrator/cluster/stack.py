@@ -17,7 +17,7 @@ from orchestrator.cluster.starting import Progress, setup_lock, start_supervisor
 from orchestrator.cluster.state import ServicePhase, StackState, load_state
 from orchestrator.errors import SetupError
 from orchestrator.settings import Home
-from orchestrator.store.objects import open_store, store_id
+from orchestrator.store.objects import open_store, probe, store_id
 
 __all__ = ["NodeRequest", "ServiceStatus", "StackStatus", "down", "status", "up"]
 
@@ -76,7 +76,7 @@ def up(
         config = plan(home, before, nodes, listen, mlflow_url, store_uri)
         if config == before and state.supervised() and _all_ready(config, home, state):
             return status(home)
-        _prepare(home, config, state)
+        _prepare(home, config, before, state)
         save_config(home, config)
         started_here = not state.supervised()
         if started_here:
@@ -102,6 +102,10 @@ def down(home: Home, progress: Progress = lambda text: None, grace_s: float = 12
         if config is None:
             progress("nothing runs here")
             return
+        if config.kind == "join":
+            raise SetupError(
+                f"this machine is a node of {config.controller_url}", remedy="Take it out with `orch leave`."
+            )
         end_attempts(home, config, progress, grace_s)
         stop_everything(home, config, progress)
 
@@ -121,14 +125,17 @@ def status(home: Home) -> StackStatus:
     )
 
 
-def _prepare(home: Home, config: StackConfig, state: StackState) -> None:
+def _prepare(home: Home, config: StackConfig, before: StackConfig | None, state: StackState) -> None:
     """Files, the store and free ports, before anything is started."""
     make_private_home(home)
     token = ensure_token(home)
     for node in config.nodes:
         write_node_home(home, node.name, token, store_uri=None)
     write_client_file(home, config.controller_url)
-    store_id(open_store(config.store_uri), create=True)
+    store = open_store(config.store_uri)
+    store_id(store, create=True)
+    if before is None or before.store_uri != config.store_uri:
+        probe(store)
     _check_ports(home, config, state)
 
 

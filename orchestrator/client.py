@@ -84,7 +84,7 @@ def endpoint(where: Home | None = None, environ: Mapping[str, str] | None = None
     """
     env = os.environ if environ is None else environ
     folder = where or home(dict(env))
-    return env.get("ORCH_URL") or _known_url(folder.client_file), _token(folder.token_file, env)
+    return env.get("ORCH_URL") or _known_url(folder.client_file), token_from(env, folder.token_file)
 
 
 def _known_url(file: Path) -> str:
@@ -99,14 +99,19 @@ def _known_url(file: Path) -> str:
         raise UnavailableError(f"{file} cannot be read: {e}", remedy="write it again with `orch up`") from e
 
 
-def _token(default: Path, env: Mapping[str, str]) -> str | None:
+def token_from(env: Mapping[str, str], default: Path | None = None) -> str | None:
+    """The token of ORCH_TOKEN, else of the file ORCH_TOKEN_FILE, else of `default`; None where there is none.
+
+    UnauthorizedError where a file cannot be read.
+    """
     if env.get("ORCH_TOKEN"):
         return env["ORCH_TOKEN"].strip()
     named = env.get("ORCH_TOKEN_FILE")
-    if not named and not default.exists():
+    file = Path(named) if named else default
+    if file is None or (not named and not file.exists()):
         return None
     try:
-        return Path(named or default).read_text().strip() or None
+        return file.read_text().strip() or None
     except OSError as e:
         raise UnauthorizedError(
             f"the token cannot be read: {e}", remedy="check ORCH_TOKEN_FILE and the file's owner and mode"

@@ -24,7 +24,7 @@ SERVICE_COLUMNS = [
     Column("PID", right=True),
     Column("SINCE"),
     Column("RESTARTS", right=True),
-    Column("", least=10),
+    Column("", wrap=True),
 ]
 NODE_COLUMNS = [
     Column("NODE", least=6),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,8 @@ NOTHING = "-"
 """Stands where there is no value."""
 GAP = 2
 """Blanks between two columns."""
+LEAST_WRAPPED = 24
+"""A wrapped column is not made narrower than this while others can be cut."""
 
 STATE_STYLES = {
     "queued": "yellow",
@@ -133,6 +136,8 @@ class Column:
     """Numbers stand on the right."""
     least: int | None = None
     """Cells that may be cut to this width where the line is too long; None: never cut."""
+    wrap: bool = False
+    """For the last column: what does not fit goes on in the next line, below itself."""
 
 
 Cell = str | Text
@@ -154,6 +159,11 @@ def _widths(columns: Sequence[Column], rows: list[list[Text]], width: int) -> li
         for index, cell in enumerate(row[:last]):
             widths[index] = max(widths[index], cell.cell_len)
     excess = sum(widths) + GAP * (len(widths) - 1) - width
+    if excess > 0 and columns[-1].wrap:
+        least = max(LEAST_WRAPPED, cell_len(columns[-1].title))
+        wrapped = min(widths[-1], max(least, widths[-1] - excess))
+        excess -= widths[-1] - wrapped
+        widths[-1] = wrapped
     while excess > 0:
         slack = [(widths[i] - c.least, i) for i, c in enumerate(columns) if c.least is not None]
         most, index = max(slack, default=(0, 0))
@@ -169,10 +179,21 @@ def _line(row: Sequence[Text], columns: Sequence[Column], widths: list[int], wid
     for index, cell in enumerate(row):
         if index:
             line.append(" " * GAP)
-        runs_on = index == len(row) - 1 and len(row) < len(columns)
-        line.append_text(fit(cell, width - line.cell_len if runs_on else widths[index], columns[index].right))
+        last = index == len(row) - 1
+        runs_on = last and len(row) < len(columns)
+        if last and columns[index].wrap and not runs_on:
+            line.append_text(_wrapped(cell, widths[index], sum(widths[:-1]) + GAP * (len(widths) - 1)))
+        else:
+            room = width - line.cell_len if runs_on else widths[index]
+            line.append_text(fit(cell, room, columns[index].right))
     line.rstrip()
     return line
+
+
+def _wrapped(text: Text, width: int, indent: int) -> Text:
+    if text.cell_len <= width:
+        return text
+    return Text(f"\n{' ' * indent}".join(textwrap.wrap(text.plain, width)), text.style)
 
 
 def fit(text: Text, width: int, right: bool = False) -> Text:

@@ -21,7 +21,7 @@ PLAN_COLUMNS = [
     Column("GPUS", right=True),
     Column("MEMORY", right=True),
     Column("NODE"),
-    Column("WHY", least=10),
+    Column("WHY", wrap=True),
 ]
 
 

@@ -37,7 +37,7 @@ ATTEMPT_COLUMNS = [
     Column("DEVICE", least=6),
     Column("STEPS"),
     Column("TIME", right=True),
-    Column("ENDED", least=10),
+    Column("ENDED", wrap=True),
 ]
 CHECKPOINT_COLUMNS = [
     Column("STEP", right=True),
@@ -123,9 +123,9 @@ def show(run: RunRef, as_json: Json = False) -> None:
     for event in detail.events[-EVENTS_SHOWN:]:
         line = Text.assemble((render.clock(event.at, now), "dim"), "  ", render.one_line(event.text))
         out.print(line)
-    if detail.links:
+    if "run" in detail.links:
         out.print()
-        out.print(render.fields((f"mlflow {name}", url) for name, url in detail.links.items()))
+        out.print(render.fields([("mlflow", detail.links["run"])]))
 
 
 def _summary(detail: RunDetail, now: datetime) -> Text:

@@ -126,3 +126,17 @@ def test_fields_without_a_value_are_left_out() -> None:
 
 def test_control_characters_become_blanks() -> None:
     assert render.one_line(" a\nb\x1b[31m\tc\u202e ") == "a b [31m c"
+
+
+def test_a_wrapped_column_goes_on_below_itself() -> None:
+    columns = [Column("POOL"), Column("NAME", least=3), Column("WHY", wrap=True)]
+    why = "pool laptop has no room: laptop has 0 of 1 CPUs free"
+    assert render.table(columns, [["a", "b", why], ["cc", "d", "fits"]], 40).plain.splitlines() == [
+        "POOL  NAME  WHY",
+        "a     b     pool laptop has no room:",
+        "            laptop has 0 of 1 CPUs free",
+        "cc    d     fits",
+    ]
+    narrow = render.table(columns, [["a", "a-long-name", why]], 40).plain.splitlines()
+    assert narrow[1].startswith("a     a-long-…  pool laptop has no")
+    assert max(map(len, narrow)) <= 40

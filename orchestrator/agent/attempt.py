@@ -32,6 +32,7 @@ from orchestrator.agent.verdict import Ending, judge, judge_opening
 from orchestrator.agent.workdir import WorkDir, prune
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.domain.states import Phase, Reason
+from orchestrator.errors import StoreFullError
 from orchestrator.messages import Beat, Outcome
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class Patience:
 
     commit: float = 600.0
     """For the last checkpoint to reach the store."""
+    commit_full: float = 60.0
+    """The same where the store is full: somebody has to make room."""
     commit_cancelled: float = 30.0
     """The same where nobody may ever need it."""
     artifacts: float = 120.0
@@ -274,7 +277,7 @@ class Attempt:
         if self._leftovers_told:
             return
         self._leftovers_told = True
-        log.info("the program has ended with code %s; ending what it left", self._program.exit_code)
+        log.info("the program has ended with code %s", self._program.exit_code)
         self._program.terminate()
         if self._kill_at is None:
             self._kill_in(LEFTOVER_GRACE_S)
@@ -306,15 +309,19 @@ class Attempt:
         began = self._clock.monotonic()
         while not saver.idle and saver.fenced is None:
             self._triggers.look()
-            stop = self._triggers.stop
-            cancelled = stop is not None and stop.reason in (Reason.CANCELLED, Reason.FENCED)
-            patience = self._patience.commit_cancelled if cancelled else self._patience.commit
-            if self._clock.monotonic() - began > patience:
+            if self._clock.monotonic() - began > self._commit_patience(saver):
                 log.warning("the last checkpoint could not be stored in time")
                 break
             self._rest(POLL_S)
         self._triggers.look()
         saver.close()
+
+    def _commit_patience(self, saver: Saver) -> float:
+        stop = self._triggers.stop
+        if stop is not None and stop.reason in (Reason.CANCELLED, Reason.FENCED):
+            return self._patience.commit_cancelled
+        full = saver.unsaved is not None and isinstance(saver.unsaved[1], StoreFullError)
+        return self._patience.commit_full if full else self._patience.commit
 
     def _ending(self) -> Ending:
         kills = oom_kills()

@@ -124,7 +124,8 @@ def _spawn(argv: list[str], env: dict[str, str], cwd: str, output: str) -> int:
         try:
             _become(argv, env, cwd, output, keeper)
         except OSError as error:
-            os.write(told, f"{error.errno or 0} {error.filename or argv[0]}: {error.strerror}".encode())
+            text = f"{error.errno or 0} {error.filename or argv[0]}: {error.strerror}"
+            os.write(told, text.encode(errors="replace"))
         finally:
             os._exit(127)
     os.close(told)

@@ -91,6 +91,7 @@ def parse_line(line: bytes) -> Iterator[Point]:
     for key, value in record["metrics"].items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < len(key) <= _MAX_KEY:
             raise ValueError("not a measurement")
+        key.encode()  # JSON can name half a character, which nothing can write down again.
         if math.isfinite(value):
             yield Point(key=key, step=step, time_ms=time_ms, value=float(value))
         else:

@@ -18,7 +18,6 @@ from orchestrator.errors import (
     OrchError,
     Problem,
     SpecError,
-    StoreError,
     StoreUnavailableError,
 )
 from orchestrator.store.checkpoints import Restored, restore, restore_path
@@ -71,6 +70,7 @@ class Opening:
         telling: Telling,
         notify: Callable[[], None],
         clock: Clock = SYSTEM,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.opened: Opened | None = None
         self.error: OrchError | None = None
@@ -80,6 +80,7 @@ class Opening:
         self._telling = telling
         self._notify = notify
         self._clock = clock
+        self._patience_s = patience_s
         self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
 
     @property
@@ -151,7 +152,7 @@ class Opening:
         return Opened(store, claim, restored, restored.directory)
 
     def _patiently(self, action: Callable[[], T]) -> T:
-        deadline = self._clock.monotonic() + PATIENCE_S
+        deadline = self._clock.monotonic() + self._patience_s
         pause, said = 0.5, False
         while True:
             try:
@@ -167,11 +168,11 @@ class Opening:
 
 
 def _check_mounted(store: ObjectStore) -> None:
-    """A folder that is not mounted looks like an empty store; the identity file tells them apart."""
+    """A folder that is not mounted yet looks like an empty store; the identity file tells them apart."""
     try:
         store_id(store)
     except NotFoundError as error:
-        raise StoreError(error.message, remedy=error.remedy) from error
+        raise StoreUnavailableError(error.message, remedy=error.remedy) from error
 
 
 def store_uri(job: AgentJob, node_home: Path) -> str:

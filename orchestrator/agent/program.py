@@ -143,8 +143,11 @@ class Program:
 
     def close(self) -> None:
         """Kill whatever still runs, and end the keeper."""
-        if self._keeper.stdin and not self._keeper.stdin.closed:
+        assert self._keeper.stdin is not None
+        try:
             self._keeper.stdin.close()
+        except BrokenPipeError:
+            return  # It has ended already, with a word of ours unread.
 
     def _tell(self, line: str) -> None:
         assert self._keeper.stdin is not None

@@ -98,8 +98,9 @@ class Reporter:
     def event(self, text: str) -> None:
         """Tell of something that happened."""
         log.info("event: %s", text)
+        sendable = text.encode(errors="replace").decode()  # File names need not be UTF-8.
         with self._lock:
-            self._events.append(text)
+            self._events.append(sendable)
         self._news.set()
 
     def checkpoint(self, note: CheckpointNote) -> None:

@@ -90,6 +90,8 @@ class Saver:
         self._current: Finished | None = None
         self._failures = 0
         self._count = 0
+        self._said = False
+        """The controller knows that checkpoints do not reach the store at the moment."""
         self._ending = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
@@ -227,7 +229,7 @@ class Saver:
     def _committed(self, finished: Finished, record: CheckpointRecord) -> None:
         self.last_step = record.step
         self.unsaved = None
-        self._failures = 0
+        self._failures, self._said = 0, False
         seconds = self._clock.monotonic() - finished.since
         log.info("committed step %d, %d bytes, in %.2f s", record.step, record.size, seconds)
         self._reporter.checkpoint(
@@ -259,7 +261,8 @@ class Saver:
 
     def _later(self, finished: Finished, error: StoreError) -> None:
         """Keep it for another try, unless a newer one waits already."""
-        if not self._failures:
+        if not self._said:
+            self._said = True
             self._reporter.event(f"checkpoint of step {finished.step} is not stored yet: {error.message}")
         self._failures += 1
         self.unsaved = (finished.step, error)

@@ -72,7 +72,8 @@ def judge(ending: Ending) -> Outcome:
         message = f"{message}; " if message else ""
         message += f"the checkpoint of step {step} could not be stored: {error.message}"
         if reason is Reason.COMPLETED:
-            reason = _store_reason(error)
+            # A checkpoint that no store would take, such as an empty one, would be the same next time.
+            reason = Reason.USER_ERROR if type(error) is StoreError else _store_reason(error)
     return Outcome(reason=reason, message=_cut(message), exit_code=ending.exit_code)
 
 

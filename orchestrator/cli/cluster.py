@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.cluster.stack import ServiceStatus, StackStatus
     from orchestrator.messages import Health, NodeView, RunView
 
+JOINING = "others can join: `orch join` says what to type there"
 OPEN_STATES = [state for state in RunState if not state.final]
 SERVICE_COLUMNS = [
     Column("SERVICE", least=10),
@@ -158,7 +159,7 @@ def stack_lines(stack: StackStatus) -> Text:
             ("controller", stack.url),
             ("mlflow", stack.mlflow_url),
             ("store", stack.store_uri),
-            ("joining", "other machines can join" if stack.listening else "this machine only"),
+            ("machines", JOINING if stack.listening else "this one only"),
         ]
     )
 

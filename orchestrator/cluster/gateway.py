@@ -253,6 +253,8 @@ class _Child:
         """End the process and fail whatever is waited for."""
         self._process.kill()
         self._process.wait()
+        with self._lock:
+            _close(self._process.stdin)
         self._fail_all()
 
     def send(self, operation: str, timeout_s: float, arguments: dict[str, Any]) -> Future[Any]:
@@ -281,6 +283,7 @@ class _Child:
     def _read(self) -> None:
         for line in _stream(self._process.stdout):
             self._take(json.loads(line))
+        _close(self._process.stdout)
         self.ended.set()
         self._fail_all()
 
@@ -322,3 +325,10 @@ def _spawn(argv: list[str], env: dict[str, str], log_path: Path) -> subprocess.P
 def _stream(stream: IO[bytes] | None) -> IO[bytes]:
     assert stream is not None, "opened as a pipe"
     return stream
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    try:
+        _stream(stream).close()
+    except BrokenPipeError:
+        log.debug("the driver ended before it read its last request")

@@ -92,12 +92,6 @@ class Keeper:
             case ServicePhase.READY | ServicePhase.SILENT:
                 self._watch()
 
-    def stop(self) -> None:
-        """End the service for good."""
-        if self.record.leader is not None:
-            self._machine.end(self.record.leader)
-        self.record = ServiceRecord(name=self.service.name)
-
     def replace(self, why: str) -> None:
         """Start it again, because somebody else knows that it is of no use any more."""
         self._restart(why, count=True)
@@ -202,7 +196,8 @@ class Keeper:
             if not self._machine.alive(process):
                 code = self._machine.exit_code(process)
                 how = f"ended with {code}" if code is not None else "ended"
-                return f"process {process.pid} {how}{self._tail()}"
+                # What started a daemon has written the log, and knows nothing of its end.
+                return f"process {process.pid} {how}{'' if self.service.daemons else self._tail()}"
         return None
 
     def _answers(self, every_s: float) -> bool | None:

@@ -101,7 +101,7 @@ def node_argv(config: StackConfig, node: NodeConfig) -> list[str]:
 
 
 def _ray_start() -> list[str]:
-    return [sys.executable, "-P", "-m", "ray.scripts.scripts", "start"]
+    return [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--log-color=false"]
 
 
 def _common(config: StackConfig, listening: bool) -> list[str]:

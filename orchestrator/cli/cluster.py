@@ -77,8 +77,9 @@ def up(
 
     What is not given stays as it was the last time. Running it again changes what differs and nothing else.
 
-    Examples: `orch up`, `orch up --node laptop:cpus=2 --node gpu:cpus=4,gpus=1`,
-    `orch up --listen 192.168.1.5`
+    - `orch up`
+    - `orch up --node laptop:cpus=2 --node gpu:cpus=4,gpus=1`
+    - `orch up --listen 192.168.1.5`, so that other machines can join
     """
     from orchestrator.cluster.stack import NodeRequest
     from orchestrator.cluster.stack import up as start
@@ -98,7 +99,7 @@ def down(
         float, typer.Option(min=0, metavar="SECONDS", help="Time for programs to save before they are ended.")
     ] = 120.0,
 ) -> None:
-    """Have everything save, then stop all that `orch up` started on this machine.
+    """Have programs save, then stop all that runs here.
 
     Runs that were stopped are queued, and go on after the next `orch up`.
     """
@@ -110,7 +111,7 @@ def down(
 
 
 def status(as_json: Json = False) -> None:
-    """Say how the cluster is: services of this machine, controller, machines, open runs.
+    """Say how the cluster and this machine's services are.
 
     Ends with 5 where the controller does not answer.
     """
@@ -194,7 +195,7 @@ def _health_lines(health: Health, runs: Sequence[RunView]) -> Text:
 
 
 def nodes(as_json: Json = False) -> None:
-    """List the machines of the cluster and what they are doing."""
+    """List the machines of the cluster and what runs there."""
     with connect() as client:
         found = client.nodes()
     if as_json:

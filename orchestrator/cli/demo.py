@@ -48,12 +48,12 @@ def demo(
         bool, typer.Option("--keep", envvar="KEEP", help="Leave everything running afterwards (or KEEP=1).")
     ] = False,
 ) -> None:
-    """Show it all on this machine: train on one node, move half way, finish on another, check the result.
+    """Show it all on this machine, with a run that moves half way.
 
     Starts a cluster of its own below ./.demo (or in ORCH_HOME), and takes it down at the end, whatever
     happens. Ends with 0 only if the run succeeded on two nodes with one unbroken curve.
 
-    Example: `orch demo --set trainer.max_steps=1000`
+    - `orch demo --set trainer.max_steps=1000`
     """
     from orchestrator.cli.runs import request
     from orchestrator.clock import SYSTEM

@@ -33,16 +33,18 @@ def register(app: typer.Typer) -> None:
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN RUN...", help="Two or more runs.", autocompletion=complete_run),
+        typer.Argument(metavar="RUN", help="Two or more runs.", autocompletion=complete_run),
     ],
     as_json: Json = False,
 ) -> None:
-    """Put runs side by side: settings that differ, results, last metrics.
+    """Put runs side by side: settings, results, metrics.
 
-    Example: `orch compare laptop gaming-pc`
+    Only settings that differ are shown, as they were in effect on the machines that ran them.
+
+    - `orch compare laptop gaming-pc`
     """
     if len(runs) < 2:
-        raise typer.BadParameter("expected at least two runs", param_hint="RUN RUN...")
+        raise typer.BadParameter("expected at least two runs", param_hint="RUN")
     from orchestrator.analysis.compare import compare as side_by_side
 
     with connect() as client:
@@ -97,9 +99,11 @@ def curve(
     key: Annotated[str, typer.Option("--key", "-k", help="Metric to draw.")] = "train/loss",
     as_json: Json = False,
 ) -> None:
-    """Draw a metric of a run in the terminal; a dotted line shows where another machine went on.
+    """Draw a metric of a run in the terminal.
 
-    Example: `orch curve demo --key val/loss`
+    A dotted line stands where another machine went on.
+
+    - `orch curve demo --key val/loss`
     """
     with connect() as client:
         if as_json:
@@ -139,9 +143,11 @@ def sample(
     temperature: Annotated[float, typer.Option(min=0.01, help="Below 1 is less random.")] = 0.8,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 1337,
 ) -> None:
-    """Have a trained model write text, from one of its checkpoints.
+    """Have a trained model write text.
 
-    This machine must see the checkpoint store. Example: `orch sample demo@1000 --prompt "ROMEO:"`
+    It is loaded from a checkpoint of the run; this machine must see the checkpoint store.
+
+    - `orch sample demo@1000 --prompt "ROMEO:"`
     """
     options = [f"--tokens={tokens}", f"--temperature={temperature}", f"--seed={seed}"]
     if prompt is not None:
@@ -209,7 +215,7 @@ def open_links(
 ) -> None:
     """Print the addresses of a run's pages in MLflow.
 
-    Example: `orch open demo --browser`
+    - `orch open demo --browser`
     """
     with connect() as client:
         detail = client.run(run)

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def join(
     url: Annotated[
-        str | None, typer.Argument(metavar="[URL]", help="Address of the controller.", show_default=False)
+        str | None, typer.Argument(metavar="URL", help="Address of the controller.", show_default=False)
     ] = None,
     pool: Annotated[str, typer.Option(help="Pool that this machine is part of.")] = "laptop",
     name: Annotated[str | None, typer.Option(help="Name of the node; the machine's by default.")] = None,
@@ -41,13 +41,14 @@ def join(
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory to offer, such as 8GiB.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring this machine into a cluster; without URL: say what to type on another machine.
+    """Bring this machine into the cluster of another one.
+
+    On the controller's machine, and without URL, it prints what to type on the other one.
 
     The token comes from ORCH_TOKEN or ORCH_TOKEN_FILE, or is asked for. It is never an argument, because
     everybody on a machine can read arguments.
 
-    Examples: `orch join` on the controller's machine, then there
-    `ORCH_TOKEN=... orch join http://192.168.1.5:7420 --pool gpu`
+    - `ORCH_TOKEN=... orch join http://192.168.1.5:7420 --pool gpu`
     """
     from orchestrator.cluster import join as joining
     from orchestrator.settings import home
@@ -105,7 +106,10 @@ def leave(
         float, typer.Option(min=0, metavar="SECONDS", help="Time for programs to save before they are ended.")
     ] = 120.0,
 ) -> None:
-    """Take this machine out of its cluster; what runs here saves and goes on elsewhere."""
+    """Take this machine out of the cluster that it joined.
+
+    What runs here saves, and goes on elsewhere.
+    """
     from orchestrator.cluster.join import leave as take_out
     from orchestrator.settings import home
 
@@ -114,7 +118,10 @@ def leave(
 
 
 def doctor(as_json: Json = False) -> None:
-    """Check this machine: versions, ports, store, GPU, clock. Ends with 7 where something is wrong."""
+    """Check this machine and say what to mend.
+
+    Ends with 7 where something is wrong.
+    """
     from orchestrator.cluster.doctor import diagnose
     from orchestrator.settings import home
 

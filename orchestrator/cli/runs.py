@@ -37,8 +37,8 @@ def submit(
 ) -> None:
     """Submit a spec as a run.
 
-    Examples: `orch submit configs/laptop.yaml -f`,
-    `orch submit configs/laptop.yaml --set trainer.max_steps=500 --name short`
+    - `orch submit configs/laptop.yaml --follow`
+    - `orch submit configs/laptop.yaml --set trainer.max_steps=500 --name short`
     """
     from orchestrator.spec import load_spec
 
@@ -89,7 +89,9 @@ def _follow(client: Client, ref: str, as_json: bool) -> int:
 def follow(run: RunRef, as_json: Json = False) -> None:
     """Watch a run until it is over, and end with its outcome.
 
-    Ctrl-C detaches; the run goes on.
+    Ctrl-C ends only the watching; the run goes on.
+
+    - `orch follow demo`
     """
     with connect() as client:
         raise typer.Exit(_follow(client, run, as_json))
@@ -99,6 +101,8 @@ def cancel(run: RunRef, as_json: Json = False) -> None:
     """Stop a run for good.
 
     What it has saved stays; `orch resume` begins a new run from there.
+
+    - `orch cancel demo`
     """
     with connect() as client:
         view = client.cancel(run)
@@ -116,9 +120,11 @@ def move(
     follow: Follow = False,
     as_json: Json = False,
 ) -> None:
-    """Save a run and go on with it in another pool, as the same run.
+    """Save a run and go on with it in another pool.
 
-    Example: `orch move demo --to gpu --follow`
+    It stays the same run, with one curve in MLflow. Its spec must have a placement in that pool.
+
+    - `orch move demo --to gpu --follow`
     """
     with connect() as client:
         view = client.move(run, to)
@@ -140,12 +146,13 @@ def resume(
     name: Annotated[str | None, typer.Option(help="Name of the new run; the old one's by default.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Submit a new run that begins from a checkpoint of an old one.
+    """Begin a new run from a checkpoint of an old one.
 
     A run that has ended never changes again, so this is another run, with the old one's spec and your
     changes.
 
-    Examples: `orch resume demo --set trainer.max_steps=5000`, `orch resume demo --at 1000 --name fork`
+    - `orch resume demo --set trainer.max_steps=5000`
+    - `orch resume demo --at 1000 --name fork`
     """
     with connect() as client:
         old = client.run(run)

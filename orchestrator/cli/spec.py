@@ -32,9 +32,11 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(spec: SpecFile, changes: Set = None, as_json: Json = False) -> None:
-    """Check a spec and say where it would run now, and why. Nothing is submitted.
+    """Check a spec and say where it would run now, and why.
 
-    Example: `orch plan configs/handover.yaml --set priority=10`
+    Nothing is submitted.
+
+    - `orch plan configs/handover.yaml --set priority=10`
     """
     from orchestrator.messages import SubmitRequest
     from orchestrator.spec import load_spec
@@ -78,10 +80,12 @@ def schema(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file.")
     ] = None,
 ) -> None:
-    """Print the JSON Schema of specs, for completion and checks in an editor.
+    """Print the JSON Schema of specs, for editors.
 
-    Example: `orch schema -o orch.schema.json`, then put this on top of a spec:
-    `# yaml-language-server: $schema=orch.schema.json`
+    With it an editor completes and checks specs. Write it to a file, and name it on top of a spec with
+    `# yaml-language-server: $schema=orch.schema.json`.
+
+    - `orch schema -o orch.schema.json`
     """
     import json
 

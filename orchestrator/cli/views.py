@@ -79,7 +79,8 @@ def ls(
 ) -> None:
     """List runs, newest first.
 
-    Examples: `orch ls`, `orch ls --state failed -n 5`, `orch ls --all --json`
+    - `orch ls --state running --state queued`
+    - `orch ls --all --json`
     """
     from orchestrator.client import MOST_RUNS
 
@@ -109,7 +110,11 @@ def _run_row(run: RunView, now: datetime) -> list[Cell]:
 
 
 def show(run: RunRef, as_json: Json = False) -> None:
-    """Everything about one run: state, settings, attempts, events, links."""
+    """Show one run: state, attempts, events.
+
+    - `orch show demo`
+    - `orch show demo --json`, with its whole spec and the last value of every metric
+    """
     with connect() as client:
         detail = client.run(run)
     if as_json:
@@ -193,7 +198,8 @@ def logs(
 ) -> None:
     """Print what the program of a run has written.
 
-    Examples: `orch logs demo -f`, `orch logs demo --attempt 1 --tail 20`
+    - `orch logs demo --follow`
+    - `orch logs demo --attempt 1 --tail 20`
     """
     from orchestrator.client import LogPlace
 
@@ -230,7 +236,9 @@ def _last_lines(pieces: Iterable[bytes], count: int) -> Iterator[bytes]:
 def checkpoints(run: RunRef, as_json: Json = False) -> None:
     """List the checkpoints of a run.
 
-    Each can be gone on from with `orch resume RUN --at STEP`, and sampled with `orch sample RUN@STEP`.
+    `orch resume RUN --at STEP` goes on from one, `orch sample RUN@STEP` has it write text.
+
+    - `orch checkpoints demo`
     """
     with connect() as client:
         found = client.checkpoints(run)

@@ -40,9 +40,9 @@ class Home:
         return self.root / "stack.json"
 
     @property
-    def services_file(self) -> Path:
+    def state_file(self) -> Path:
         """Which services run, as the supervisor last saw them."""
-        return self.root / "services.json"
+        return self.root / "state.json"
 
     @property
     def supervisor_lock(self) -> Path:

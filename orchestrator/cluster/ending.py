@@ -103,7 +103,7 @@ def stop_everything(home: Home, config: StackConfig, progress: Progress) -> None
         _take_over(lock.fileno(), state.supervisor.id if state.supervisor else None)
         sessions = {**marked_sessions(config.id), **load_state(home).sessions()}
         left = end_sessions(sessions, GRACE_S)
-        home.services_file.unlink(missing_ok=True)
+        home.state_file.unlink(missing_ok=True)
     if left:
         raise SetupError(
             f"these processes cannot be ended: {', '.join(f'{m.pid} ({m.name})' for m in left)}",
@@ -125,7 +125,7 @@ def _take_over(descriptor: int, supervisor: ProcessId | None) -> None:
         if supervisor is not None and SYSTEM.monotonic() > deadline:
             signal_process(supervisor, signal.SIGKILL)
         if SYSTEM.monotonic() > 2 * SUPERVISOR_S + deadline:
-            raise SetupError("the supervisor cannot be ended", remedy="End it by hand; see services.json.")
+            raise SetupError("the supervisor cannot be ended", remedy="End it by hand; see state.json.")
 
 
 def _still_saving(home: Home) -> str:

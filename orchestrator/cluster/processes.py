@@ -82,14 +82,18 @@ def end_sessions(sessions: dict[int, float], grace_s: float, clock: Clock = SYST
     """
     began = clock.monotonic()
     told: set[ProcessId] = set()
-    while (alive := _all_members(sessions)) and clock.monotonic() - began < grace_s + _KILL_S:
+    quiet = 0
+    # Nobody twice in a row: a process that is becoming another program shows no marker for an instant.
+    while quiet < 2 and clock.monotonic() - began < grace_s + _KILL_S:
+        alive = _all_members(sessions)
+        quiet = 0 if alive else quiet + 1
         passed_s = clock.monotonic() - began
         late = [m for m in alive if passed_s >= (min(RAY_GRACE_S, grace_s) if _is_ray(m) else grace_s)]
         _signal(late, signal.SIGKILL)
         _signal([m for m in alive if m.id not in told], signal.SIGTERM)
         told |= {member.id for member in alive}
         clock.sleep(_POLL_S)
-    return alive
+    return _all_members(sessions)
 
 
 def signal_process(process: ProcessId, number: signal.Signals) -> bool:

@@ -12,7 +12,7 @@ from orchestrator.cluster.probes import HttpProbe, Probe, TcpProbe
 from orchestrator.cluster.ray_command import DASHBOARD, head_argv, node_argv, ray_env
 from orchestrator.settings import Home
 
-HEAD = "ray-head"
+HEAD = "head"
 MLFLOW = "mlflow"
 CONTROLLER = "controller"
 NODE_PREFIX = "node-"

@@ -84,7 +84,7 @@ def load_state(home: Home) -> StackState:
     """What was written last. Empty where nothing was, or where the machine has been started again since."""
     fresh = StackState(boot_id=boot_id())
     try:
-        state = StackState.model_validate_json(home.services_file.read_text())
+        state = StackState.model_validate_json(home.state_file.read_text())
     except (FileNotFoundError, ValidationError):
         return fresh
     return state if state.boot_id == fresh.boot_id else fresh
@@ -92,4 +92,4 @@ def load_state(home: Home) -> StackState:
 
 def save_state(home: Home, state: StackState) -> None:
     """Write it, whole or not at all."""
-    write_private(home.services_file, state.model_dump_json(indent=1) + "\n")
+    write_private(home.state_file, state.model_dump_json(indent=1) + "\n")

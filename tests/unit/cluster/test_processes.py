@@ -96,7 +96,7 @@ def test_a_session_is_found_and_ended_when_its_leader_is_dead(start: Start) -> N
     since = began(child)
     child.kill()
     child.wait(5)
-    assert [member.pid for member in members(child.pid, since)] == [child.other]  # type: ignore[attr-defined]
+    wait_until(lambda: [m.pid for m in members(child.pid, since)] == [child.other], 5.0)  # type: ignore[attr-defined]
     assert end_sessions({child.pid: since}, grace_s=5.0) == []
     assert not alive(child.other)  # type: ignore[attr-defined]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -91,45 +92,46 @@ def _programs(data: Mapping[str, Any]) -> list[InitErrorDetails]:
     ]
 
 
-def _variants(base: dict[str, Any], variants: list[Any]) -> list[InitErrorDetails]:
+def _variants(base: _Settings, variants: list[Any]) -> list[InitErrorDetails]:
     """Contradictions inside the resolved settings of each placement, and between placements."""
-    overrides = [_settings(_get(variant, "trainer")) or {} for variant in variants]
     found: list[InitErrorDetails] = []
-    for number, (variant, override) in enumerate(zip(variants, overrides, strict=True)):
+    overrides: list[dict[str, Any]] = []
+    for number, variant in enumerate(variants):
         place: Location = ("placement", number)
-        for keys, text in _relations({**base, **override}):
-            own = [key for key in keys if key in override]
-            found += [_error((*place, "trainer", key), text, override[key]) for key in own[:1]]
-        found += _device(base, override, variant, place)
+        override = _settings(_get(variant, "trainer")) or _Settings({})
+        overrides.append(override.right)
+        both = _Settings(
+            {**base.right, **override.right}, (base.wrong - override.right.keys()) | override.wrong
+        )
+        for keys, text in _relations(both):
+            own = [key for key in keys if key in override.right]
+            found += [_error((*place, "trainer", key), text, override.right[key]) for key in own[:1]]
+        if both.right.get("device") == "cuda" and _get(variant, "gpus") in (0, None):
+            found.append(_error(_device_place(override.right, variant, place), _NO_GPU))
     return found + _model_changes(base, overrides)
 
 
-def _device(
-    base: dict[str, Any], override: dict[str, Any], variant: Any, place: Location
-) -> list[InitErrorDetails]:
-    gpus = _get(variant, "gpus")
-    if {**base, **override}.get("device") != "cuda" or gpus not in (0, None):
-        return []
-    where = (
-        (*place, "trainer", "device") if "device" in override else (*place, "gpus") if gpus == 0 else place
-    )
-    return [
-        _error(
-            where, "device is cuda, but this placement grants no GPU: expected `gpus: 1` or `device: auto`"
-        )
-    ]
+_NO_GPU: Final = "device is cuda, but this placement grants no GPU: expected `gpus: 1` or `device: auto`"
+
+
+def _device_place(override: dict[str, Any], variant: Any, place: Location) -> Location:
+    if "device" in override:
+        return (*place, "trainer", "device")
+    return (*place, "gpus") if _get(variant, "gpus") == 0 else place
 
 
 _SAME: Final = "must be the same on every placement: checkpoints go from one to the other"
 
 
-def _model_changes(base: dict[str, Any], overrides: list[dict[str, Any]]) -> list[InitErrorDetails]:
+def _model_changes(base: _Settings, overrides: list[dict[str, Any]]) -> list[InitErrorDetails]:
     found: list[InitErrorDetails] = []
     for key in MODEL_SETTINGS:
-        default = base.get(key, TrainerConfig.model_fields[key].default)
+        default = base.right.get(key, TrainerConfig.model_fields[key].default)
         values = [override.get(key, default) for override in overrides]
+        if key in base.wrong or all(value == values[0] for value in values):
+            continue
         for number, override in enumerate(overrides):
-            if key in override and any(value != override[key] for value in values):
+            if key in override:
                 found.append(_error(("placement", number, "trainer", key), f"{key} {_SAME}", override[key]))
     return found
 
@@ -145,14 +147,15 @@ def _misplaced_overrides(data: Mapping[str, Any]) -> list[InitErrorDetails]:
     ]
 
 
-def _relations(settings: dict[str, Any]) -> list[tuple[list[str], str]]:
-    """Each contradiction between settings, with the settings that it names.
+def _relations(settings: _Settings) -> list[tuple[list[str], str]]:
+    """Each contradiction between settings that are right by themselves, with the settings that it names.
 
     TrainerConfig reports one contradiction at a time; leaving out the settings it names brings up the next.
+    One that names a setting which was left out is about that setting's default, and nobody's mistake.
     """
     found: list[tuple[list[str], str]] = []
-    left = dict(settings)
-    gone: set[str] = set()
+    left = dict(settings.right)
+    gone = set(settings.wrong)
     while True:
         try:
             TrainerConfig.model_validate(left)
@@ -161,9 +164,7 @@ def _relations(settings: dict[str, Any]) -> list[tuple[list[str], str]]:
             details = error.errors(include_url=False)
         named = [key for detail in details for key in _named(detail)]
         if gone.isdisjoint(named):
-            found += [
-                ([key for key in _named(detail) if key in left], _message(detail)) for detail in details
-            ]
+            found += [([key for key in _named(one) if key in left], _message(one)) for one in details]
         if not left.keys() & set(named):
             return found
         gone |= left.keys() & set(named)
@@ -180,19 +181,27 @@ def _message(detail: ErrorDetails) -> str:
     return detail["msg"].removeprefix("Value error, ")
 
 
-def _settings(value: Any) -> dict[str, Any] | None:
-    """Those of the settings that are right by themselves; None where there are no settings at all."""
+@dataclass(frozen=True)
+class _Settings:
+    """Trainer settings as far as they are right by themselves, and the names of those that are not."""
+
+    right: dict[str, Any]
+    wrong: frozenset[str] = frozenset()
+
+
+def _settings(value: Any) -> _Settings | None:
+    """None where there are no settings at all."""
     if isinstance(value, BaseModel):
         value = value.model_dump(exclude_unset=True)
     if not isinstance(value, Mapping):
         return None
-    given = dict(value)
+    wrong: frozenset[str] = frozenset()
     try:
-        return TrainerOverrides.model_validate(given).model_dump(exclude_unset=True)
+        TrainerOverrides.model_validate(dict(value))
     except ValidationError as error:
-        wrong = {detail["loc"][0] for detail in error.errors(include_url=False) if detail["loc"]}
-    left = {key: item for key, item in given.items() if key not in wrong}
-    return TrainerOverrides.model_validate(left).model_dump(exclude_unset=True)
+        wrong = frozenset(str(detail["loc"][0]) for detail in error.errors(include_url=False))
+    left = {key: item for key, item in value.items() if str(key) not in wrong}
+    return _Settings(TrainerOverrides.model_validate(left).model_dump(exclude_unset=True), wrong)
 
 
 def _items(value: Any) -> list[Any]:

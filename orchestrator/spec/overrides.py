@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from orchestrator.errors import Problem, SpecError
 from orchestrator.spec.shape import Path, Shape, spec_shape
-from orchestrator.spec.tree import Mapping, Mark, Node, Scalar, Sequence, read_tree
+from orchestrator.spec.tree import Mapping, Mark, Node, Scalar, Sequence, printable, read_tree
 
 
 def apply_override(root: Mapping, text: str) -> list[Problem]:
     """Put one `path=value` into the tree; values are YAML. Returns what is wrong with it, raises nothing."""
-    mark = Mark(f"--set {text}" if len(text) <= 80 else f"--set {text[:77]}...")
+    mark = Mark(f"--set {printable(text, 80)}")
     path_text, equals, value_text = text.partition("=")
     if not equals or not path_text.strip():
         return [mark.problem("", "expected KEY=VALUE, such as trainer.max_steps=100")]

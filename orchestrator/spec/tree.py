@@ -230,4 +230,10 @@ def join(path: str, part: str | int) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
+    return printable(text, 60)
+
+
+def printable(text: str, most: int) -> str:
+    """Text from a user that fits into one line of a message and does nothing to a terminal."""
+    text = text if len(text) <= most else text[: most - 3] + "..."
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

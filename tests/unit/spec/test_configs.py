@@ -95,7 +95,8 @@ def test_specs_are_read_without_heavy_imports() -> None:
     code = (
         "import sys, time; began = time.process_time(); import orchestrator.spec; "
         "print(time.process_time() - began); "
-        "heavy = {'torch', 'ray', 'mlflow', 'boto3', 'numpy', 'fastapi'}; print(sorted(heavy & set(sys.modules)))"
+        "heavy = {'torch', 'ray', 'mlflow', 'boto3', 'numpy', 'fastapi'}; "
+        "print(sorted(heavy & set(sys.modules)))"
     )
     results = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)

@@ -152,6 +152,14 @@ def test_half_of_a_surrogate_pair_is_an_error_with_a_place() -> None:
     )
 
 
+def test_messages_stay_on_one_line_and_hold_no_control_characters() -> None:
+    found = problems(
+        'name: "\\e[31m"\ntrainer: {}\n"a\\nb\\e[0m": 1\ntags: {"\\t": 1}\n', "a\nb=1", "tags.\x1b=1"
+    )
+    assert len(found) == 5
+    assert all(str(problem).isprintable() for problem in found)
+
+
 WORDS = st.sampled_from(
     [
         *(
@@ -227,7 +235,7 @@ VALUES = st.recursive(
     ),
     max_leaves=20,
 )
-BOUNDED = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+BOUNDED = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def dumped(value: object) -> str:
@@ -244,7 +252,7 @@ def accepts_or_explains(text: str, *overrides: str) -> None:
         return
     assert time.process_time() - began < 1
     assert found
-    assert all(problem.message for problem in found)
+    assert all(problem.message and str(problem).isprintable() for problem in found)
 
 
 @BOUNDED

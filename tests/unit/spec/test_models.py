@@ -88,6 +88,9 @@ def test_the_hash_tells_specs_apart_and_nothing_else() -> None:
     assert one == same
     assert spec_hash(one) == spec_hash(same)
     assert spec_hash(one) != spec_hash(other)
+    assert spec_hash(parse(MINIMAL + "tags: {a: b, c: d}")) == spec_hash(
+        parse(MINIMAL + "tags: {c: d, a: b}")
+    )
     assert len(spec_hash(one)) == 64
     assert json.loads(canonical_json(one))["trainer"]["max_steps"] == 2000
 

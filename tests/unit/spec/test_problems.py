@@ -176,7 +176,11 @@ def test_two_contradictions_are_both_reported() -> None:
 
 def test_a_wrong_setting_is_not_blamed_for_a_contradiction_as_well() -> None:
     found = problems("name: a\ntrainer:\n  n_embd: wide\n  n_head: 3\n")
-    assert [problem.key for problem in found if problem.line == 3] == ["trainer.n_embd"]
+    assert [problem.key for problem in found] == ["trainer.n_embd"]
+    text = MINIMAL + "placement: [{pool: a, trainer: {n_embd: wide, n_head: 3}}]\n"
+    assert [problem.key for problem in problems(text)] == ["placement.0.trainer.n_embd"]
+    text = "name: a\ntrainer: {n_layer: many}\nplacement: [{pool: a}, {pool: b, trainer: {n_layer: 6}}]\n"
+    assert [problem.key for problem in problems(text)] == ["trainer.n_layer"]
 
 
 def test_contradictions_of_a_placement_are_placed_in_it() -> None:

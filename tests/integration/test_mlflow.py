@@ -75,9 +75,11 @@ class Rest:
                 return sorted(found)
             page = {"page_token": answer["next_page_token"]}
 
-    def runs_of(self, experiment_id: str, run_id: str) -> list[str]:
+    def runs_of(self, experiment_id: str, run_id: str, view: str = "ACTIVE_ONLY") -> list[str]:
         query = f"tags.`orch.run_id` = '{run_id}'"
-        found = self.call("POST", "runs/search", experiment_ids=[experiment_id], filter=query)
+        found = self.call(
+            "POST", "runs/search", experiment_ids=[experiment_id], filter=query, run_view_type=view
+        )
         return [run["info"]["run_id"] for run in found.get("runs", [])]
 
 
@@ -305,7 +307,19 @@ def test_a_second_creation_finds_the_first(mlflow_server: MlflowServer, rest: Re
     first = MlflowSink(mlflow_server.url).create(run_id, create())
     second = MlflowSink(mlflow_server.url).create(run_id, create())
     assert first == second
-    assert rest.runs_of(first.experiment_id, run_id) == [first.mlflow_run_id]
+    assert rest.runs_of(first.experiment_id, run_id, view="ALL") == [first.mlflow_run_id]
+
+
+def test_a_creation_that_was_carried_out_late_leaves_no_second_run(
+    mlflow_server: MlflowServer, rest: Rest, run_id: str
+) -> None:
+    sink = MlflowSink(mlflow_server.url)
+    ours = sink.create(run_id, create())
+    tags = [{"key": "orch.run_id", "value": run_id}]
+    rest.call("POST", "runs/create", experiment_id=ours.experiment_id, start_time=START_MS, tags=tags)
+    assert len(rest.runs_of(ours.experiment_id, run_id)) == 2
+    sink.apply(ours, SetStatus(status="FINISHED", time_ms=END_MS))
+    assert rest.runs_of(ours.experiment_id, run_id) == [ours.mlflow_run_id]
 
 
 def test_a_refused_task_does_not_hold_up_the_run(

@@ -8,19 +8,21 @@ and nothing holds up the program.
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import os
 import queue
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.agent.artifacts import Artifacts
+from orchestrator.agent.closing import Closing, Patience
 from orchestrator.agent.fence import FenceWatch
-from orchestrator.agent.identity import ProcessId, boot_id, cpu_name, gpu_name, oom_kills
+from orchestrator.agent.identity import boot_id, cpu_name, gpu_name, oom_kills
 from orchestrator.agent.job import AgentJob
+from orchestrator.agent.launch import LaunchNote
 from orchestrator.agent.link import Link
 from orchestrator.agent.opening import Opened, Opening, Telling
 from orchestrator.agent.output import OutputLog
@@ -28,7 +30,7 @@ from orchestrator.agent.program import Program, build_command
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.saver import Destination, Saver
 from orchestrator.agent.triggers import Triggers
-from orchestrator.agent.verdict import Ending, judge, judge_opening
+from orchestrator.agent.verdict import Ending, Stop, judge, judge_opening
 from orchestrator.agent.workdir import WorkDir, prune
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.domain.states import Phase, Reason
@@ -39,46 +41,12 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 POLL_AT_START_S = 0.02
+_START_S = 10.0
+"""How long the program is watched closely after its start."""
+_DECISIVE = frozenset({Reason.CANCELLED, Reason.FENCED})
+"""They count even where they come after the program has ended."""
 LEFTOVER_GRACE_S = 5.0
 """Time for what a program has left running when it ended by itself."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long the end of an attempt may take, in seconds."""
-
-    commit: float = 600.0
-    """For the last checkpoint to reach the store."""
-    commit_full: float = 60.0
-    """The same where the store is full: somebody has to make room."""
-    commit_cancelled: float = 30.0
-    """The same where nobody may ever need it."""
-    artifacts: float = 120.0
-    deliver: float = 600.0
-    """For the controller to have taken everything."""
-    deliver_terminated: float = 5.0
-    """The same once the agent has been asked to end, for instance because the machine shuts down."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Who launched the agent, with what, and when (monotonic seconds)."""
-
-    watch_pid: int
-    watch_create_time: float
-    gpu_ids: tuple[str, ...]
-    monotonic: float
-
-    @staticmethod
-    def read(file: Path) -> Launch:
-        """What `start_agent` wrote."""
-        data = json.loads(file.read_text())
-        return Launch(
-            int(data["watch_pid"]),
-            float(data["watch_create_time"]),
-            tuple(map(str, data["gpu_ids"])),
-            float(data["monotonic"]),
-        )
 
 
 class Attempt:
@@ -99,13 +67,17 @@ class Attempt:
         self._patience = patience or Patience()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._job = AgentJob.model_validate_json(folder.job.read_text())
-        self._launch = Launch.read(folder.launch)
+        self._launch = LaunchNote.read(folder.launch)
         self._output = OutputLog(folder.output)
         self._saver: Saver | None = None
         self._fence: FenceWatch | None = None
         self._kill_at: float | None = None
         self._killed = False
-        self._spawned_at = 0.0
+        self._spawn_began = 0.0
+        self._spawned_at: float | None = None
+        self._end_noted = False
+        self._stop_at_end: Stop | None = None
+        """What the program was asked to end for when it ended; what comes later is not why it ended."""
         self._first_point_seen = False
         self._oom_kills = oom_kills()
         self._reporter = self._make_reporter()
@@ -144,7 +116,7 @@ class Attempt:
         left = self._job.seconds_left
         return Triggers(
             clock=self._clock,
-            watched=ProcessId(self._launch.watch_pid, self._launch.watch_create_time),
+            watched=self._launch.watched,
             deadline=None if left is None else self._clock.boottime() + left,
             reply=lambda: self._reporter.reply,
             fences=[lambda: self._reporter.fenced],
@@ -177,11 +149,11 @@ class Attempt:
 
     def _live(self) -> Outcome:
         opening = self._open()
+        if self._triggers.stop is not None:
+            return judge(Ending(None, stop=self._triggers.stop))
         if opening.error is not None:
             return judge_opening(opening.error)
-        if opening.opened is None:
-            assert self._triggers.stop is not None
-            return judge(Ending(None, stop=self._triggers.stop))
+        assert opening.opened is not None
         self._spawn(opening.opened)
         self._follow()
         self._save_last()
@@ -215,14 +187,10 @@ class Attempt:
             mlflow_run_id=self._job.mlflow_run_id or (reply.mlflow_run_id if reply else None),
         )
         log.info("starting %s in %s", command.argv, command.cwd)
-        self._program.start(command)
-        while self._program.pid is None and self._program.failed is None and not self._program.done:
-            self._rest(POLL_AT_START_S)
-        self._spawned_at = self._clock.monotonic()
-        self._reporter.timing("spawn", self._spawned_at - began)
         self._start_followers(opened)
-        name = gpu_name() if self._launch.gpu_ids else cpu_name()
-        self._reporter.update(now=True, phase=Phase.RUNNING, first_step=opened.first_step, device_name=name)
+        self._reporter.update(first_step=opened.first_step)
+        self._spawn_began = began
+        self._program.start(command)
 
     def _start_followers(self, opened: Opened) -> None:
         to = Destination(self._job.node, self._device, self._job.store_uri, self._job.spec.checkpoint)
@@ -236,29 +204,41 @@ class Attempt:
 
     def _follow(self) -> None:
         """Until neither the program nor anything that it started runs."""
-        prune_at = self._clock.monotonic() + 5.0
         while not self._program.done:
-            self._rest(POLL_S if self._first_point_seen else POLL_AT_START_S)
+            self._rest(self._poll_s())
             self._observe()
             if self._triggers.look():
                 self._begin_stop()
             elif self._program.exit_code is not None:
                 self._end_leftovers()
             self._kill_if_due()
-            if prune_at and self._clock.monotonic() > prune_at:
-                prune(self._folder.root.parent)
-                prune_at = 0.0
         self._observe()
+        self._note_end()
+
+    def _poll_s(self) -> float:
+        starting = self._clock.monotonic() - self._spawn_began < _START_S
+        return POLL_AT_START_S if starting and not self._first_point_seen else POLL_S
 
     def _observe(self) -> None:
-        """Look at what the program has written."""
+        """Look at what the program has done."""
+        now = self._clock.monotonic()
+        if self._spawned_at is None and self._program.pid is not None:
+            self._spawned_at = now
+            self._reporter.timing("spawn", now - self._spawn_began)
+            self._tell_running()
         self._output.bound()
         if self._saver is not None:
             self._saver.scan()
-        if not self._first_point_seen and _size(self._folder.metrics):
+        if not self._first_point_seen and self._spawned_at is not None and _size(self._folder.metrics):
             self._first_point_seen = True
-            self._reporter.timing("first_step", self._clock.monotonic() - self._spawned_at)
+            self._reporter.timing("first_step", now - self._spawned_at)
             self._reporter.wake()
+
+    def _tell_running(self) -> None:
+        name = gpu_name() if self._launch.gpu_ids else cpu_name()
+        self._reporter.update(now=True, phase=Phase.RUNNING, device_name=name)
+        # Freeing what dead agents left can take a while and is nobody's business here.
+        threading.Thread(target=prune, args=(self._folder.root.parent,), name="prune", daemon=True).start()
 
     # ------------------------------------------------------------------ stopping
 
@@ -273,16 +253,18 @@ class Attempt:
         self._kill_in(stop.grace_s)
 
     def _end_leftovers(self) -> None:
-        """The program has ended but not what it started: the same, once."""
-        if self._leftovers_told:
+        """The program has ended; what it has started and left behind gets the same signals, once."""
+        if self._end_noted:
             return
-        self._leftovers_told = True
-        log.info("the program has ended with code %s", self._program.exit_code)
+        self._note_end()
         self._program.terminate()
         if self._kill_at is None:
             self._kill_in(LEFTOVER_GRACE_S)
 
-    _leftovers_told = False
+    def _note_end(self) -> None:
+        if not self._end_noted:
+            self._end_noted, self._stop_at_end = True, self._triggers.stop
+            log.info("the program has ended with code %s", self._program.exit_code)
 
     def _kill_in(self, seconds: float) -> None:
         at = self._clock.monotonic() + seconds
@@ -317,18 +299,25 @@ class Attempt:
         saver.close()
 
     def _commit_patience(self, saver: Saver) -> float:
+        stop = self._final_stop()
+        if stop is not None and stop.reason in _DECISIVE:
+            return self._patience.cancelled
+        if saver.unsaved is None:
+            return math.inf
+        full = isinstance(saver.unsaved[1], StoreFullError)
+        return self._patience.store_full if full else self._patience.store_away
+
+    def _final_stop(self) -> Stop | None:
+        """What counts: why the program was asked to end, unless something decisive has come since."""
         stop = self._triggers.stop
-        if stop is not None and stop.reason in (Reason.CANCELLED, Reason.FENCED):
-            return self._patience.commit_cancelled
-        full = saver.unsaved is not None and isinstance(saver.unsaved[1], StoreFullError)
-        return self._patience.commit_full if full else self._patience.commit
+        return stop if stop is not None and stop.reason in _DECISIVE else self._stop_at_end
 
     def _ending(self) -> Ending:
         kills = oom_kills()
         assert self._saver is not None
         return Ending(
             exit_code=self._program.exit_code,
-            stop=self._triggers.stop,
+            stop=self._final_stop(),
             spawn_error=self._program.failed,
             last_lines=tuple(self._output.last_lines()),
             out_of_memory=kills is not None and self._oom_kills is not None and kills > self._oom_kills,
@@ -338,54 +327,22 @@ class Attempt:
 
     def _finish(self, outcome: Outcome) -> None:
         """Deliver everything, the outcome last, and leave only evidence."""
-        steps = [self._reporter.last_step, self._saver.last_step if self._saver else None]
-        known = [step for step in steps if step is not None]
-        outcome = outcome.model_copy(update={"last_step": max(known) if known else None})
-        log.info("outcome: %s", outcome.model_dump_json())
-        self._write_outcome(outcome, acknowledged=False)
+        self._output.finish()
         if self._fence is not None:
             self._fence.close()
-        self._output.finish()
-        if self._saver is not None and self._artifacts_wanted(outcome):
-            self._wait_for_artifacts()
-        self._reporter.finish(outcome)
-        delivered = self._deliver()
-        if delivered:
-            self._write_outcome(outcome, acknowledged=True)
-        self._folder.clean(everything_delivered=delivered)
-        prune(self._folder.root.parent)
-        log.info("the end")
-
-    def _artifacts_wanted(self, outcome: Outcome) -> bool:
-        return outcome.reason is not Reason.FENCED
-
-    def _wait_for_artifacts(self) -> None:
-        self._artifacts.finish()
-        self._wait(self._artifacts.complete.is_set, self._patience.artifacts)
-
-    def _deliver(self) -> bool:
-        done = self._wait(self._reporter.finished.is_set, self._patience.deliver)
-        self._reporter.close()
-        if not done:
-            log.warning("the controller did not take everything; %s says how it ended", self._folder.outcome)
-        return done
-
-    def _wait(self, condition: Callable[[], bool], patience: float) -> bool:
-        began = self._clock.monotonic()
-        while not condition():
-            limit = (
-                min(patience, self._patience.deliver_terminated) if self._triggers.terminated else patience
-            )
-            if self._clock.monotonic() - began > limit:
-                return False
-            self._rest(POLL_S)
-        return True
-
-    def _write_outcome(self, outcome: Outcome, acknowledged: bool) -> None:
-        data = {**outcome.model_dump(mode="json"), "acknowledged": acknowledged}
-        temporary = self._folder.root / ".outcome.json"
-        temporary.write_text(json.dumps(data, indent=1))
-        temporary.replace(self._folder.outcome)
+        steps = (self._reporter.last_step, self._saver.last_step if self._saver else None)
+        known = [step for step in steps if step is not None]
+        outcome = outcome.model_copy(update={"last_step": max(known) if known else None})
+        closing = Closing(
+            self._folder,
+            self._reporter,
+            self._artifacts,
+            self._patience,
+            self._rest,
+            lambda: self._triggers.terminated,
+            self._clock,
+        )
+        closing.run(outcome, with_artifacts=self._saver is not None and outcome.reason is not Reason.FENCED)
 
     def _rest(self, seconds: float) -> None:
         """Sleep until something has changed, at most so long."""

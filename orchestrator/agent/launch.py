@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.agent.identity import ProcessId, identify
@@ -19,7 +19,29 @@ from orchestrator.errors import ConflictError, SetupError
 _DETACH = Path(__file__).with_name("detach.py")
 _START_TIMEOUT_S = 30.0
 _LEAKED_PREFIXES = ("RAY_", "ORCH_SERVICE")
-_LEAKED = ("SPT_NOENV", "OMP_NUM_THREADS")
+_LEAKED = ("SPT_NOENV", "OMP_NUM_THREADS", "ORCH_TOKEN")
+
+
+@dataclass(frozen=True)
+class LaunchNote:
+    """What the agent is told about its launch. Travels through a file on the node."""
+
+    watched: ProcessId
+    """The Ray actor."""
+    gpu_ids: tuple[str, ...]
+    monotonic: float
+    """When, in seconds of the monotonic clock, which all processes share."""
+
+    def write(self, file: Path) -> None:
+        """For :meth:`read`."""
+        file.write_text(json.dumps(asdict(self)))
+
+    @staticmethod
+    def read(file: Path) -> LaunchNote:
+        """What :meth:`write` wrote."""
+        data = json.loads(file.read_text())
+        watched = ProcessId(int(data["watched"]["pid"]), float(data["watched"]["create_time"]))
+        return LaunchNote(watched, tuple(map(str, data["gpu_ids"])), float(data["monotonic"]))
 
 
 @dataclass(frozen=True)
@@ -56,13 +78,7 @@ def start_agent(job: AgentJob, node_home: Path, gpu_ids: list[str], watch_pid: i
     except FileExistsError as error:
         raise ConflictError(f"attempt {job.attempt} of run {job.run_id} was started here before") from error
     folder.job.write_text(job.model_dump_json())
-    launch = {
-        "watch_pid": watched.pid,
-        "watch_create_time": watched.create_time,
-        "gpu_ids": gpu_ids,
-        "monotonic": SYSTEM.monotonic(),
-    }
-    folder.launch.write_text(json.dumps(launch))
+    LaunchNote(watched, tuple(gpu_ids), SYSTEM.monotonic()).write(folder.launch)
     return _detach(folder, agent_environment(os.environ, node_home, gpu_ids))
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from orchestrator.agent.job import AgentJob, RestoreFrom
 from orchestrator.clock import SYSTEM, Clock
+from orchestrator.contract import MARK_FILE
 from orchestrator.domain.states import Phase
 from orchestrator.errors import (
     NotFoundError,
@@ -41,13 +42,8 @@ class Opened:
     """The checkpoint of the store that it goes on from."""
     directory: Path | None
     """Where the checkpoint is on this machine; None where the program begins at its beginning."""
-
-    @property
-    def first_step(self) -> int | None:
-        """The step to go on from; 0 at the beginning, None where a plain directory does not say."""
-        if self.restored is not None:
-            return self.restored.record.step
-        return 0 if self.directory is None else None
+    first_step: int | None
+    """The step to go on from; 0 at the beginning, None where a plain directory does not say."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +123,13 @@ class Opening:
 
     def _restore_from(self, store: ObjectStore, claim: Claim, source: RestoreFrom | None) -> Opened:
         if source is None:
-            return Opened(store, claim, None, None)
+            return Opened(store, claim, None, None, 0)
         try:
             if source.path is not None:
                 directory = Path(source.path).expanduser()
                 restore_path(directory, self._into)
                 self._telling.event(f"begins from {directory}")
-                return Opened(store, claim, None, self._into)
+                return Opened(store, claim, None, self._into, _step(self._into))
             assert source.run_id is not None
             run_id = source.run_id
             restored = self._patiently(lambda: restore(store, run_id, source.step, self._into))
@@ -149,7 +145,7 @@ class Opening:
             self._telling.event(f"record {slot.slot} of the run log is damaged: {slot.why}")
         whose = "" if record.run == self._job.run_id else f" of run {record.run}"
         self._telling.event(f"goes on from step {record.step}{whose}, saved by attempt {record.attempt}")
-        return Opened(store, claim, restored, restored.directory)
+        return Opened(store, claim, restored, restored.directory, record.step)
 
     def _patiently(self, action: Callable[[], T]) -> T:
         deadline = self._clock.monotonic() + self._patience_s
@@ -173,6 +169,15 @@ def _check_mounted(store: ObjectStore) -> None:
         store_id(store)
     except NotFoundError as error:
         raise StoreUnavailableError(error.message, remedy=error.remedy) from error
+
+
+def _step(directory: Path) -> int | None:
+    """The step that a plain checkpoint directory names; whether it is a good one, the program decides."""
+    try:
+        step = json.loads((directory / MARK_FILE).read_text())["step"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int) and step >= 0 else None
 
 
 def store_uri(job: AgentJob, node_home: Path) -> str:

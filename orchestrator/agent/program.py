@@ -125,7 +125,6 @@ class Program:
             [sys.executable, "-I", "-S", str(_KEEPER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={},
         )
         threading.Thread(target=self._listen, name="program", daemon=True).start()
 

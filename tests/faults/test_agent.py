@@ -324,3 +324,28 @@ def children(pid: int) -> list[int]:
             if int(stat.rpartition(")")[2].split()[1]) == pid:
                 found.append(int(entry.name))
     return found
+
+
+def test_a_stop_that_comes_after_a_crash_does_not_excuse_it(bench: Bench) -> None:
+    """While the program's leftovers are being ended, the actor dies."""
+    code = "import subprocess, sys\nignore = 'import signal, time; signal.signal(15, signal.SIG_IGN);'\n"
+    code += "child = subprocess.Popen([sys.executable, '-c', ignore + 'print(1, flush=True); time.sleep(60)',"
+    code += " sys.argv[0]], stdout=subprocess.PIPE)\nchild.stdout.readline()\nraise ValueError('bug')\n"
+    bench.start(bench.script(code))
+    wait_until(lambda: b"ValueError: bug" in bench.controller.log, 15, bench.evidence)
+    bench.actor.kill()
+    outcome = bench.wait_outcome()
+    assert (outcome.reason, outcome.exit_code) == (Reason.PROGRAM_FAILED, 1)
+    assert not bench.processes()
+
+
+def test_sigterm_during_the_last_upload_does_not_lose_a_finished_run(bench: Bench) -> None:
+    agent = bench.start(bench.script(train(steps=30, every=1000, pause=0.02)))
+    bench.wait_step(2)
+    away = bench.root / "elsewhere"
+    bench.store_path.rename(away)
+    wait_until(lambda: any("not stored yet" in e for e in bench.controller.events), 15, bench.evidence)
+    os.kill(agent.pid, signal.SIGTERM)
+    away.rename(bench.store_path)
+    assert bench.wait_outcome().reason is Reason.COMPLETED
+    assert bench.steps() == [30]

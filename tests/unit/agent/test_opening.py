@@ -111,7 +111,7 @@ def test_a_first_attempt_begins_from_a_directory(setting: Setting) -> None:
     (folder / MARK_FILE).write_text('{"step": 3}')
     opened = setting.open(restore_from=RestoreFrom(path=str(folder))).opened
     assert opened is not None
-    assert (opened.restored, opened.first_step) == (None, None)
+    assert (opened.restored, opened.first_step) == (None, 3)
     assert setting.restored() == {"step": 3}
 
 

@@ -236,6 +236,15 @@ def test_output_is_neither_lost_nor_repeated_across_a_restart(fake: FakeControll
     assert len(notices) == 2
 
 
+def test_following_output_gives_up_after_its_patience(fake: FakeController, quick: Client) -> None:
+    fake.add(detail())
+    pieces = quick.stream_logs("demo", follow=True, patience_s=5)
+    fake.failures = [lambda handler: handler.reply(200, detail()), *[unavailable] * 100]
+    with pytest.raises(UnavailableError):
+        list(pieces)
+    assert 90 < len(fake.failures) < 100
+
+
 def test_output_of_a_run_that_waits_begins_with_its_first_attempt(
     fake: FakeController, quick: Client
 ) -> None:

@@ -219,6 +219,18 @@ def test_a_demo_takes_its_cluster_down_whatever_happens(
     assert [name for name, _ in calls] == ["up", "up", "down"]
 
 
+def test_a_cluster_that_does_not_come_up_is_not_kept(
+    orch: Orch, calls: list[tuple[str, Any]], demo_spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> StackStatus:
+        raise SetupError("no port")
+
+    monkeypatch.setattr("orchestrator.cluster.stack.status", lambda home: stack(running=False))
+    monkeypatch.setattr("orchestrator.cluster.stack.up", fail)
+    assert orch("demo", "--spec", str(demo_spec), "--keep").code == SetupError.exit_code
+    assert [name for name, _ in calls] == ["down"]
+
+
 def test_a_demo_needs_a_spec_for_both_pools(
     orch: Orch, calls: list[tuple[str, Any]], demo_spec: Path
 ) -> None:

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import yaml
 
+from orchestrator.agent.identity import ProcessId
 from tests.support import wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +109,7 @@ class Stack:
         found = {}
         for path in self.home.glob("nodes/*/attempts/*/agent.json"):
             entry = json.loads(path.read_text())
-            if _same(entry["pid"], entry["create_time"]):
+            if ProcessId(entry["pid"], entry["create_time"]).alive():
                 found[path.parent.name] = entry
         return found
 
@@ -143,13 +144,6 @@ class Stack:
             if env.get("ORCH_HOME") == str(self.home) and process.pid != os.getpid():
                 found.append(f"{process.pid} {' '.join(process.info['cmdline'] or [])[:120]}")
         return found
-
-
-def _same(pid: int, create_time: float) -> bool:
-    try:
-        return abs(psutil.Process(pid).create_time() - create_time) < 0.05
-    except psutil.NoSuchProcess:
-        return False
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from orchestrator.agent.identity import ProcessId
 from orchestrator.agent.verdict import Stop
 from orchestrator.clock import Clock
-from orchestrator.domain.states import Reason
+from orchestrator.domain.states import CONSEQUENCES, Reason
 from orchestrator.messages import BeatReply, Order
 
 GRACE_S = 60.0
@@ -52,7 +52,7 @@ class Triggers:
         reply = self.reply()
         if reply is not None and reply.order is Order.STOP:
             reason = reply.reason or Reason.SHUTDOWN
-            return Stop(reason, f"the controller ordered a stop ({reason.value})", reply.grace_s)
+            return Stop(reason, CONSEQUENCES[reason].text, reply.grace_s)
         return self._find_local()
 
     def _find_local(self) -> Stop | None:

@@ -90,6 +90,6 @@ def _message(outcome: Outcome) -> str:
 
 def _describe(attempt: AttemptRecord, outcome: Outcome) -> str:
     at = f" at step {attempt.last_step}" if attempt.last_step is not None else ""
-    detail = f": {outcome.message}" if outcome.message else ""
     text = CONSEQUENCES[outcome.reason].text
+    detail = f": {outcome.message}" if outcome.message not in ("", text) else ""
     return f"attempt {attempt.number} on {attempt.node} ended{at} ({outcome.reason.value}: {text}){detail}"

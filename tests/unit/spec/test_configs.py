@@ -93,7 +93,8 @@ def test_the_script_of_the_any_script_configuration_keeps_the_contract(tmp_path:
 
 def test_specs_are_read_without_heavy_imports() -> None:
     code = (
-        "import sys, time; began = time.process_time(); from orchestrator.spec import load_spec, spec_hash; import orchestrator.spec.schema; "
+        "import sys, time; began = time.process_time(); "
+        "from orchestrator.spec import load_spec, spec_hash; import orchestrator.spec.schema; "
         "print(time.process_time() - began); "
         "heavy = {'torch', 'ray', 'mlflow', 'boto3', 'numpy', 'fastapi'}; "
         "print(sorted(heavy & set(sys.modules)))"

@@ -128,7 +128,7 @@ class Host:
 
     def _fill(self, word: str) -> str:
         if FREE_PORT in word:
-            return word.replace(FREE_PORT, str(pick_port("127.0.0.1", 0, {0})))
+            return word.replace(FREE_PORT, str(pick_port("127.0.0.1", 0, set())))
         return word.replace(NOW_MS, str(int(self.clock.now().timestamp() * 1000)))
 
 

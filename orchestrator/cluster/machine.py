@@ -106,10 +106,10 @@ def bindable(host: str, port: int) -> bool:
 
 
 def pick_port(host: str, preferred: int, taken: set[int]) -> int:
-    """`preferred` where it is free, else another free one; never one of `taken`."""
+    """`preferred` where it is free (0: no wish), else another free one; never one of `taken`."""
     others = random.sample(_PORTS, 200)
     for port in [preferred, *others]:
-        if port not in taken and bindable(host, port):
+        if port and port not in taken and bindable(host, port):
             return port
     raise SetupError(f"no free port was found on {host}")
 

@@ -74,7 +74,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     home = Home(tmp_path_factory.mktemp("gateway") / "home")
     nodes = [NodeRequest("box", "p", cpus=CPUS, gpus=0, memory=MEMORY)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "RAY_PORT", 0)  # never free, so that any other is taken
+        patch.setattr(planning, "RAY_PORT", 0)  # any, so that other stacks on this machine are not met
         config = planning.plan(home, None, nodes, None, "none", None)
     token = ensure_token(home)
     write_node_home(home, "box", token, None)

@@ -190,9 +190,8 @@ class Saver:
         try:
             return self._try_commit(finished)
         except StoreFullError as error:
-            log.warning("%s; removing checkpoints that need not be kept", error)
-            if not self._retain():
-                raise
+            log.warning("%s; removing what need not be kept, also of dead attempts", error)
+            self._retain()
         return self._try_commit(finished)
 
     def _try_commit(self, finished: Finished) -> CheckpointRecord:
@@ -246,18 +245,15 @@ class Saver:
         self._done(finished)
         self._retain()
 
-    def _retain(self) -> bool:
-        """Thin out; True where something was removed."""
+    def _retain(self) -> None:
+        """Thin out the checkpoints, and remove what dead attempts have left behind."""
         policy = self._to.policy
         try:
-            removed = self._writer.retain(policy.keep_last, policy.keep_best, policy.metric, policy.mode)
+            self._writer.retain(policy.keep_last, policy.keep_best, policy.metric, policy.mode)
         except FencedError as error:
             self.fenced = error.message
-            return False
         except StoreError as error:
             log.warning("old checkpoints could not be removed: %s", error)
-            return False
-        return bool(removed)
 
     def _later(self, finished: Finished, error: StoreError) -> None:
         """Keep it for another try, unless a newer one waits already."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import uuid
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from orchestrator.domain.states import Phase, Reason
 from orchestrator.messages import BeatReply, Order
 from orchestrator.store.checkpoints import points
+from orchestrator.store.records import data_prefix
 from orchestrator.store.runlog import RunLog
 from tests.support import wait_until
 from tests.unit.agent.bench import RUN, Bench
@@ -184,6 +186,15 @@ def test_a_newer_attempt_fences_this_one(bench: Bench) -> None:
     assert bench.steps() == have
 
 
+def test_a_newer_attempt_is_noticed_without_a_commit(bench: Bench) -> None:
+    bench.start(bench.script(train(steps=10_000, every=10_000, pause=0.02)))
+    bench.wait_step(3)
+    RunLog(bench.store, RUN).claim(2, node="n2")
+    outcome = bench.wait_outcome()
+    assert outcome.reason is Reason.FENCED
+    assert bench.steps() == []
+
+
 def test_an_attempt_that_comes_too_late_runs_nothing(bench: Bench) -> None:
     RunLog(bench.store, RUN).claim(2, node="n2")
     bench.start(bench.script(train()))
@@ -258,6 +269,22 @@ def test_a_store_that_vanishes_and_comes_back_gets_the_last_checkpoint(bench: Be
     away.rename(bench.store_path)
     assert bench.wait_outcome().reason is Reason.COMPLETED
     assert bench.steps()[-1] == 60
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
+def test_a_full_store_makes_room_by_what_dead_attempts_left(bench: Bench) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(bench.store_path)], check=True)
+    try:
+        bench = bench.with_store()
+        RunLog(bench.store, RUN).claim(1, node="n0")
+        left = data_prefix(RUN, 1, 5, uuid.uuid4())
+        bench.store.put(f"{left}/state.bin", bytes(350_000))
+        bench.start(bench.script(train(steps=20, every=20, pause=0.02, size=50_000)), attempt=2)
+        assert bench.wait_outcome(attempt=2).reason is Reason.COMPLETED
+        assert bench.steps() == [20]
+        assert not any("not stored" in event for event in bench.controller.events)
+    finally:
+        subprocess.run(["umount", "-l", str(bench.store_path)], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")

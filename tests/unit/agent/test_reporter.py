@@ -27,6 +27,8 @@ class FlakyLink(Link):
         self.log = b""
         self.fence_after: int | None = None
         self.poison: str | None = None
+        self.forget_at: int | None = None
+        """After so many beats it has lost the second half of the log."""
 
     def post(self, path: str, body: bytes) -> bytes:
         beat = Beat.model_validate_json(body)
@@ -41,6 +43,8 @@ class FlakyLink(Link):
         self.beats.append(beat)
         if beat.log is not None and beat.log.offset <= len(self.log):
             self.log = self.log[: beat.log.offset] + beat.log.data
+        if len(self.beats) == self.forget_at:
+            self.log = self.log[: len(self.log) // 2]
         if self.random.random() < self.failures:
             raise UnavailableError("the answer is lost")
         if self.random.random() < self.failures / 2:
@@ -100,6 +104,17 @@ def test_the_outcome_comes_with_or_after_everything_else(
     assert with_outcome == [False] * (len(with_outcome) - 1) + [True]
     assert setting.link.beats[-1].phase is Phase.ENDED
     assert setting.link.log == setting.output.read_bytes()
+
+
+def test_a_controller_that_has_lost_output_gets_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = FlakyLink(0, 0.0)
+    link.forget_at = 4
+    setting = Setting(tmp_path, link, monkeypatch)
+    setting.write(1, size=2_000_000)
+    setting.run()
+    assert link.log == setting.output.read_bytes()
 
 
 def test_without_failures_nothing_is_sent_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
+from orchestrator.cli.screen import state_line
 from orchestrator.domain.states import RunState
 from orchestrator.messages import PointView, RunDetail
 
@@ -51,9 +52,7 @@ def check_demo(
 
 def _succeeded(detail: RunDetail) -> Check:
     run = detail.run
-    return Check(
-        "the run succeeded", run.state == RunState.SUCCEEDED, f"{run.state.value} {run.message}".strip()
-    )
+    return Check("the run succeeded", run.state == RunState.SUCCEEDED, state_line(detail))
 
 
 def _two_nodes(detail: RunDetail) -> Check:

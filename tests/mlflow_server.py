@@ -14,7 +14,7 @@ import httpx
 from orchestrator.cluster.mlflow_command import initialise, mlflow_command
 from tests.support import end_group, free_port, wait_until
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 240.0
 
 
 class MlflowServer:

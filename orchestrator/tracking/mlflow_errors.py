@@ -5,6 +5,8 @@ Reads the exceptions without importing mlflow: by attribute and class name.
 
 from __future__ import annotations
 
+import re
+
 from orchestrator.tracking.sink import SinkRefusedError, SinkUnavailableError
 
 _TRANSIENT = frozenset({408, 425, 429})
@@ -12,12 +14,14 @@ _ACCESS = frozenset({401, 403})
 _OVERLOAD = ("QueuePool limit", "database is locked", "too many clients")
 """Failures of MLflow's database that come as HTTP 400."""
 _NO_ROUTE = "ENDPOINT_NOT_FOUND"
+_CREDENTIALS = re.compile(r"//[^/@\s]+@")
+"""`//user:password@` of an address, which has no place in a log."""
 _MAX_MESSAGE = 500
 
 
 def translated(error: Exception) -> SinkUnavailableError | SinkRefusedError:
     """The shipper's view of an exception of mlflow or requests."""
-    message = str(error)[:_MAX_MESSAGE]
+    message = _CREDENTIALS.sub("//", str(error))[:_MAX_MESSAGE]
     if any(sign in str(error) for sign in _OVERLOAD):
         return SinkUnavailableError(message, whole_server=False)
     cause = _request_failure(error)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from orchestrator.contract import step_name
 from orchestrator.errors import SetupError
@@ -43,6 +44,7 @@ class MlflowSink:
     def __init__(self, tracking_uri: str) -> None:
         """Import mlflow (seconds) without talking to the server; SetupError where it is not installed."""
         os.environ.update(_ENVIRONMENT)
+        _reach_directly(urlsplit(tracking_uri).hostname)
         try:
             import mlflow
             import mlflow.entities
@@ -60,14 +62,10 @@ class MlflowSink:
     # ------------------------------------------------------------------ runs
 
     def create(self, run_id: str, task: CreateRun) -> Target:
-        """Create the run, or find the one that carries the tag; either way bring it up to date."""
+        """Create the run, or find the one that carries the tag."""
         with _translating():
             experiment_id = self.ensure_experiment(task.experiment)
-            target = self._find(run_id, experiment_id) or self._create(run_id, experiment_id, task)
-            tags = {**task.tags, **({"mlflow.note.content": task.description} if task.description else {})}
-            self._log_params(target.mlflow_run_id, task.params)
-            self._set_tags(target.mlflow_run_id, tags)
-        return target
+            return self._find(run_id, experiment_id) or self._create(run_id, experiment_id, task)
 
     def ensure_experiment(self, name: str) -> str:
         """The id of the experiment of this name: found, restored from the trash, or created."""
@@ -95,13 +93,7 @@ class MlflowSink:
         return TargetState.ACTIVE if run.info.lifecycle_stage == "active" else TargetState.DELETED
 
     def _create(self, run_id: str, experiment_id: str, task: CreateRun) -> Target:
-        tags = {
-            RUN_TAG: run_id,
-            "mlflow.source.type": "JOB",
-            "mlflow.source.name": task.source_name or "orch",
-        }
-        if task.user:
-            tags["mlflow.user"] = task.user
+        tags = {**_tags(task), RUN_TAG: run_id}
         self._client.create_run(experiment_id, start_time=task.start_ms, tags=tags, run_name=task.name)
         # A request that timed out may have been carried out late. All who look choose the same one.
         target = self._find(run_id, experiment_id)
@@ -136,7 +128,8 @@ class MlflowSink:
         with _translating():
             match task:
                 case CreateRun():
-                    self.create(target.run_id, task)
+                    self._set_tags(run, _tags(task))
+                    self._log_params(run, task.params)
                 case outbox.SetTags():
                     self._set_tags(run, task.tags)
                 case outbox.SetParams():
@@ -153,14 +146,14 @@ class MlflowSink:
                     self._set_status(target, task)
 
     def _log_params(self, run: str, params: Mapping[str, str]) -> None:
-        entities = self._mlflow.entities
-        listed = [entities.Param(tracking_key(key), _cut(value, _MAX_PARAM)) for key, value in params.items()]
+        acceptable = _acceptable(params, _MAX_PARAM)
+        listed = [self._mlflow.entities.Param(key, value) for key, value in acceptable.items()]
         for first in range(0, len(listed), _MAX_PER_BATCH):
             self._client.log_batch(run, params=listed[first : first + _MAX_PER_BATCH])
 
     def _set_tags(self, run: str, tags: Mapping[str, str]) -> None:
-        entities = self._mlflow.entities
-        listed = [entities.RunTag(tracking_key(key), _cut(value, _MAX_TAG)) for key, value in tags.items()]
+        acceptable = _acceptable(tags, _MAX_TAG)
+        listed = [self._mlflow.entities.RunTag(key, value) for key, value in acceptable.items()]
         for first in range(0, len(listed), _MAX_PER_BATCH):
             self._client.log_batch(run, tags=listed[first : first + _MAX_PER_BATCH])
 
@@ -246,8 +239,35 @@ class MlflowSink:
         ]
 
 
+def _tags(task: CreateRun) -> dict[str, str]:
+    tags = {**task.tags, "mlflow.source.type": "JOB", "mlflow.source.name": task.source_name or "orch"}
+    if task.user:
+        tags["mlflow.user"] = task.user
+    if task.description:
+        tags["mlflow.note.content"] = task.description
+    return _acceptable(tags, _MAX_TAG)
+
+
+def _acceptable(values: Mapping[str, str], limit: int) -> dict[str, str]:
+    """Names as MLflow takes them (the first of those that become equal stays), values cut with a mark."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        found.setdefault(tracking_key(key), _cut(value, limit))
+    return found
+
+
 def _cut(value: str, limit: int) -> str:
     return value if len(value) <= limit else value[: limit - len(_CUT)] + _CUT
+
+
+def _reach_directly(host: str | None) -> None:
+    """Keep requests to this machine away from a proxy that the environment names."""
+    if host not in ("localhost", "127.0.0.1", "::1"):
+        return
+    name = "no_proxy" if "no_proxy" in os.environ else "NO_PROXY"
+    known = [entry for entry in os.environ.get(name, "").split(",") if entry]
+    if host not in known:
+        os.environ[name] = ",".join([*known, host])
 
 
 @contextmanager

@@ -57,10 +57,11 @@ class Shipment:
             _log.warning("MLflow: nothing more of run %s is sent: %s", self._run_id, parked)
             self._spool.park(self._run_id, str(parked))
             return False
-        except _LostError:
-            _log.warning("MLflow has lost run %s: telling it everything again", self._run_id)
+        except _LostError as lost:
             self._spool.forget_mlflow(self._run_id)
-            return True
+            # Not at once: a server that loses it again and again must not keep us busy.
+            message = f"MLflow has lost run {self._run_id}; it is told everything again"
+            raise SinkUnavailableError(message, whole_server=False) from lost
         if stuck is not None:
             raise stuck
         return more
@@ -76,9 +77,7 @@ class Shipment:
                 except SinkRefusedError as error:
                     raise _ParkedError(f"MLflow refuses to create it: {error.message}") from error
                 self._spool.set_mlflow_run(self._run_id, target.experiment_id, target.mlflow_run_id)
-                self._spool.mark_done(stored)
-                tasks.remove(stored)
-                return target
+                return target  # the task stays in the queue for what belongs to the run: its parameters
         return None
 
     # ------------------------------------------------------------------ points

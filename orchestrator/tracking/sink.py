@@ -53,7 +53,10 @@ class Sink(Protocol):
     """Every method may be repeated without changing anything, and raises the two errors above."""
 
     def create(self, run_id: str, task: CreateRun) -> Target:
-        """Create the run, or find the one that was created for `run_id` before."""
+        """Create the run, or find the one that was created for `run_id` before.
+
+        Its parameters follow when the same task is applied, so that a bad one cannot keep the run away.
+        """
         ...
 
     def log_points(self, target: Target, points: Sequence[StoredPoint]) -> None:
@@ -61,7 +64,7 @@ class Sink(Protocol):
         ...
 
     def apply(self, target: Target, task: AnyTask, points: Sequence[StoredPoint] = ()) -> None:
-        """Carry out any other task; `points` are the measurements that belong to a checkpoint."""
+        """Carry out any task; `points` are the measurements that belong to a checkpoint."""
         ...
 
     def state(self, target: Target) -> TargetState:

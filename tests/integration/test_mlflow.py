@@ -116,7 +116,7 @@ def create(experiment: str = "curves") -> CreateRun:
         user="ada",
         source_name="orch submit",
         tags={"team": "lab"},
-        params={"lr": "1e-3", "long": "x" * 7000, "odd(name)": "1"},
+        params={"lr": "1e-3", "long": "x" * 7000, "odd(name)": "1", "odd[name]": "2"},
         description="**a run**",
     )
 

@@ -62,7 +62,7 @@ class FakeSink:
 
     def create(self, run_id: str, task: CreateRun) -> Target:
         self._maybe_fail(run_id, task)
-        if self.refuse(run_id, task):
+        if self.refuse(run_id, task.experiment):
             raise SinkRefusedError("bad name")
         mlflow_run_id = self.ids.get(run_id)
         if mlflow_run_id is None:
@@ -100,8 +100,8 @@ class FakeSink:
         self.applied.clear()
 
     def kinds(self, run_id: str) -> list[str]:
-        """Kinds of the tasks that it has, in order."""
-        return [task.kind for found, task in self.applied if found == run_id]
+        """Kinds of the tasks that came after the creation, in order."""
+        return [task.kind for found, task in self.applied if found == run_id and task.kind != "create"]
 
     def _stored(self, target: Target) -> set[tuple[str, int, int, float]]:
         if self.state(target) is not TargetState.ACTIVE:

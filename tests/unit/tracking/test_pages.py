@@ -143,3 +143,8 @@ def test_what_failures_mean(error: Exception, expected: str) -> None:
         assert expected == ("server" if found.whole_server else "run")
     else:
         assert expected == "refused"
+
+
+def test_credentials_of_an_address_are_not_shown() -> None:
+    error = requests.ConnectionError("cannot reach http://ada:hunter2@mlflow.lab:5000/api")
+    assert translated(error).message == "cannot reach http://mlflow.lab:5000/api"

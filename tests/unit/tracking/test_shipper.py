@@ -228,7 +228,7 @@ def test_a_run_deleted_in_mlflow_is_parked_until_it_is_restored(spool: Spool, cl
 def test_a_refused_creation_parks_the_run(spool: Spool, clock: FakeClock) -> None:
     sink = FakeSink()
     spool.enqueue("r", CREATE)
-    sink.refuse = lambda run_id, thing: isinstance(thing, CreateRun)
+    sink.refuse = lambda run_id, thing: thing == "e"
     shipping = shipper(spool, sink, clock)
     turns(shipping, clock)
     assert "bad name" in spool.parked()["r"]
@@ -236,6 +236,17 @@ def test_a_refused_creation_parks_the_run(spool: Spool, clock: FakeClock) -> Non
     clock.seconds += 601
     turns(shipping, clock)
     assert spool.mlflow_run_id("r") == "m0"
+
+
+def test_refused_parameters_do_not_keep_the_run_away(spool: Spool, clock: FakeClock) -> None:
+    sink = FakeSink()
+    sink.refuse = lambda run_id, thing: isinstance(thing, CreateRun)
+    spool.enqueue("r", CREATE, FINISHED)
+    spool.add_points("r", 1, [point("a", 1)])
+    turns(shipper(spool, sink, clock), clock)
+    assert points_of(sink, "r") == [("a", 1)]
+    assert sink.kinds("r") == ["status"]
+    assert [failure.task.kind for failure in spool.failures("r")] == ["create"]
 
 
 def test_a_checkpoint_takes_the_points_that_were_measured(spool: Spool, clock: FakeClock) -> None:

@@ -59,7 +59,7 @@ class SteeredContext:
         self.run_id: str | None = "test"
         self.attempt = 1
         self.device: str | None = "cpu"
-        self.cpus: int | None = None
+        self.cpus: int | None = 1
         self.restore_dir: Path | None = None
         self.checkpoint_dir: Path | None = folder
         self.artifact_dir: Path | None = folder
@@ -84,10 +84,11 @@ class SteeredContext:
 
 
 def start(
-    config: TrainerConfig, folder: Path, restore: Path | None = None
+    config: TrainerConfig, folder: Path, restore: Path | None = None, threads: int = 1
 ) -> tuple[Training, SteeredContext]:
     """A training that has not run yet, and its context."""
     context = SteeredContext(folder)
+    context.cpus = threads
     return Training(config, context, folder, restore), context
 
 

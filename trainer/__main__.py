@@ -51,8 +51,8 @@ def _wait_politely() -> None:
     """Have OpenMP threads sleep soon when they wait for each other; read when PyTorch loads.
 
     libgomp's default is to spin for about a millisecond at every one of a step's hundreds of barriers. Where
-    something else wants the processor too, a thread then often waits for one that was descheduled: steps on two
-    threads beside one busy process took 0.8 to 4.9 s that way and 0.1 s this way.
+    something else wants the processor too, a thread then often waits for one that was descheduled: a step on
+    two threads beside one busy process took 0.8 to 4.9 s that way and 0.1 s this way.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

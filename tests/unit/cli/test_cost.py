@@ -28,6 +28,7 @@ HEAVY = {
     "uvicorn",
 }
 """None of these is needed to ask the controller something and print the answer."""
+FOR_HELP_ONLY = {"pygments", "rich.markdown", "rich.progress"}
 OURS = {
     "orchestrator.cluster",
     "orchestrator.api",
@@ -76,9 +77,15 @@ def test_nothing_heavy_is_imported(fake: FakeController, arguments: list[str]) -
     fake.add(detail())
     loaded = modules_of(fake, *arguments)
     assert "typer" in loaded
-    assert loaded & (HEAVY | OURS) == set()
+    unwanted = HEAVY | OURS if "--help" in arguments else HEAVY | OURS | FOR_HELP_ONLY
+    assert loaded & unwanted == set()
 
 
 def test_following_imports_no_more_than_a_picture(fake: FakeController) -> None:
     fake.add(detail(state="succeeded"))
-    assert modules_of(fake, "follow", "demo") & (HEAVY | OURS) == set()
+    assert modules_of(fake, "follow", "demo") & (HEAVY | OURS | FOR_HELP_ONLY) == set()
+
+
+def test_httpx_is_whole_for_everybody_else() -> None:
+    program = "import orchestrator.client, httpx._main, httpx; assert httpx.main is httpx._main.main"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

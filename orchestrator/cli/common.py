@@ -118,6 +118,8 @@ def print_error(message: str, remedy: str | None, kind: str, details: dict[str, 
         return
     from rich.text import Text
 
-    err.print(Text.assemble(("error: ", "bold red"), message))
+    from orchestrator.cli.render import printable
+
+    err.print(Text.assemble(("error: ", "bold red"), printable(message)))
     if remedy:
-        err.print(Text.assemble(("remedy: ", "bold"), remedy))
+        err.print(Text.assemble(("remedy: ", "bold"), printable(remedy)))

@@ -121,5 +121,5 @@ def _print_tail(client: Client, detail: RunDetail) -> None:
     except OrchError as e:
         common.err.print(f"its output cannot be read: {e.message}", style="yellow")
         return
-    lines = output.decode(errors="replace").splitlines()[-TAIL_LINES:]
+    lines = render.printable(output.decode(errors="replace")).splitlines()[-TAIL_LINES:]
     common.out.print(Text("\n".join(["", "last lines of its output:", *(f"  {line}" for line in lines)])))

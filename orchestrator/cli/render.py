@@ -117,9 +117,14 @@ def amount(used: float, total: float) -> str:
     return f"{used:g}/{total:g}"
 
 
+def printable(text: str) -> str:
+    """Text from elsewhere without characters that would steer the terminal; line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
 def one_line(text: str) -> str:
-    """Text from elsewhere without line breaks, and without characters that would steer the terminal."""
-    return "".join(c if c.isprintable() else " " for c in text).strip()
+    """The same on a single line."""
+    return printable(text).replace("\n", " ").strip()
 
 
 def state(value: str) -> Text:

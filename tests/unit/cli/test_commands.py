@@ -354,6 +354,11 @@ def test_errors_say_what_to_do(fake: FakeController, orch: Orch) -> None:
     ]
 
 
+def test_errors_cannot_steer_the_terminal(fake: FakeController, orch: Orch) -> None:
+    fake.refusal = ConflictError("bad \x1b[2J\nsecond line [red]x[/red]", remedy="none\x07")
+    assert orch("ls").err == "error: bad  [2J\nsecond line [red]x[/red]\nremedy: none \n"
+
+
 def test_errors_are_json_where_json_was_asked_for(fake: FakeController, orch: Orch) -> None:
     result = orch("show", "nobody", "--json")
     assert (result.code, result.out) == (3, "")

@@ -150,8 +150,7 @@ class Client:
     @classmethod
     def from_settings(cls, **options: Any) -> Self:
         """The controller that ORCH_URL or the state folder names."""
-        url, token = endpoint()
-        return cls(url, token, **options)
+        return cls(*endpoint(), **options)
 
     def __enter__(self) -> Self:
         return self
@@ -361,11 +360,7 @@ class Client:
             ) from e
 
     def _request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, Any] | None = None,
-        body: BaseModel | None = None,
+        self, method: str, path: str, query: Mapping[str, Any] | None = None, body: BaseModel | None = None
     ) -> httpx.Response:
         content = None if body is None else body.model_dump_json().encode()
         headers = {} if body is None else {"content-type": "application/json"}

@@ -14,6 +14,7 @@ from orchestrator.client import Client
 from orchestrator.domain.states import RunState
 from orchestrator.errors import ConflictError, NotFoundError, SpecError, UnauthorizedError
 from orchestrator.messages import RunDetail, SubmitRequest
+from orchestrator.spec import Variant
 from tests.support import wait_until
 from tests.unit.cli.fake import spec
 from tests.unit.control.conftest import TOKEN, PaperGateway, build
@@ -78,9 +79,9 @@ def test_a_run_as_the_client_sees_it(real: Client, api: TestClient) -> None:
     assert real.cancel(run).state == RunState.CANCELLED
 
 
-def test_following_a_run_that_is_cancelled(real: Client, paper: PaperGateway) -> None:
-    paper.fleet = []
-    run = submit(real)
+def test_following_a_run_that_is_cancelled(real: Client) -> None:
+    nowhere = spec().model_copy(update={"placement": [Variant(pool="attic")]})
+    run = real.submit(SubmitRequest(spec=nowhere, key="k")).run_id
     updates = real.follow(run, every_s=0.05)
     assert next(updates)
     real.cancel(run)

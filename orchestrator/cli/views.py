@@ -68,7 +68,8 @@ def _now() -> datetime:
 
 def ls(
     state: Annotated[
-        list[RunState] | None, typer.Option(help="Only runs in this state; may be repeated.")
+        list[RunState] | None,
+        typer.Option(metavar="STATE", help=f"Only in this state; may be repeated: {', '.join(RunState)}."),
     ] = None,
     experiment: Annotated[
         str | None, typer.Option("--experiment", "-e", help="Only this experiment.")

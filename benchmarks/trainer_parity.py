@@ -1,0 +1,330 @@
+"""The trainer against nanoGPT on nanoGPT's documented laptop run (its README, "I only have a macbook").
+
+4 layers, 4 heads, 128 wide, block 64, batch 12, 2,000 iterations, evaluations over 20 batches, on the CPU.
+Runs of the two alternate, so that both see the same machine; each seed is used once by each. The text is that
+in ORCH_DATA_DIR, prepared by nanoGPT's own `prepare.py` in a copy of the checkout. Threads of both wait for
+each other as the trainer's do (GOMP_SPINCOUNT), or a busy machine would decide the comparison.
+
+Compared with the weights after 2,000 updates: the printed estimate, and the loss over the whole val split,
+which has no sampling noise. Also the same updates made in lock step from the same weights, the time per step,
+and the time from the start of the process to the first update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from benchmarks.report import Row, parser, report, row
+from orchestrator.contract import NullContext, step_name
+from trainer.checkpoint import MODEL_FILE, copy_into, read_tensors
+from trainer.config import TrainerConfig
+from trainer.corpus import find_corpus
+from trainer.optimizer import learning_rate
+from trainer.train import Training
+
+PUBLISHED_VAL = 1.88
+"""nanoGPT's README for this configuration."""
+ESTIMATE_NOISE = 0.03
+"""Two standard deviations of an estimate over 20 batches of 12 x 64 characters."""
+CONFIG = TrainerConfig(device="cpu", log_interval=1, sample_tokens=0)
+NANOGPT_ARGUMENTS = [
+    "config/train_shakespeare_char.py",
+    "--device=cpu",
+    "--compile=False",
+    "--eval_iters=20",
+    "--log_interval=1",
+    "--block_size=64",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--dropout=0.0",
+    "--always_save_checkpoint=True",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run ended with."""
+
+    train: float
+    val: float
+    val_full: float
+    step_ms: float
+    """Median over the run of what the program prints, without evaluations."""
+    seconds: float
+
+
+def main() -> None:
+    """Measure and report."""
+    options = parser(__doc__ or "")
+    options.add_argument("--nanogpt", type=Path, required=True, metavar="PATH", help="checkout of nanoGPT")
+    options.add_argument("--seeds", type=int, nargs="+", default=[1337, 1, 2])
+    options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    args = options.parse_args()
+    steps = 300 if args.quick else CONFIG.max_steps
+    seeds = args.seeds[:1] if args.quick else args.seeds
+    torch.set_num_threads(args.threads)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    with tempfile.TemporaryDirectory(prefix="trainer-parity-") as folder:
+        peer = prepare(args.nanogpt, Path(folder) / "nanogpt")
+        ours, theirs = [], []
+        for seed in seeds:
+            ours.append(run_ours(Path(folder) / f"ours-{seed}", seed, steps))
+            theirs.append(run_nanogpt(peer, seed, steps))
+            print(f"seed {seed}: ours {ours[-1]}\n  nanoGPT {theirs[-1]}", flush=True)
+        rows = [*loss_rows(ours, theirs, published=not args.quick), *speed_rows(peer, ours, theirs)]
+        rows.append(lock_step(peer, updates=20))
+    report(rows, args.json)
+
+
+def loss_rows(ours: list[Outcome], theirs: list[Outcome], published: bool) -> list[Row]:
+    """The losses after the last update."""
+    rows = [
+        row(
+            "val loss, whole split",
+            [run.val_full for run in ours],
+            "nats",
+            peer="nanoGPT, same machine",
+            peer_values=[run.val_full for run in theirs],
+            limit=1.01,
+            of="ratio",
+        ),
+        row(
+            "val loss, 20 batches",
+            [run.val for run in ours],
+            "nats",
+            peer="nanoGPT, same machine",
+            peer_values=[run.val for run in theirs],
+            limit=1 + ESTIMATE_NOISE / PUBLISHED_VAL,
+            of="ratio",
+        ),
+        row(
+            "train loss, 20 batches",
+            [run.train for run in ours],
+            "nats",
+            peer="nanoGPT, same machine",
+            peer_values=[run.train for run in theirs],
+        ),
+    ]
+    if published:
+        rows.append(
+            row(
+                "val loss, 20 batches, against the README",
+                [run.val for run in ours],
+                "nats",
+                peer="nanoGPT's README",
+                peer_values=[PUBLISHED_VAL],
+                limit=PUBLISHED_VAL + ESTIMATE_NOISE,
+            )
+        )
+    return rows
+
+
+def speed_rows(peer: Path, ours: list[Outcome], theirs: list[Outcome]) -> list[Row]:
+    """Time per step, of a whole run, and to the first update."""
+    starts = [(first_update_ours(), first_update_nanogpt(peer)) for _ in range(3)]
+    return [
+        row(
+            "time per step",
+            [run.step_ms for run in ours],
+            "ms",
+            peer="nanoGPT",
+            peer_values=[run.step_ms for run in theirs],
+            limit=1.0,
+            of="ratio",
+        ),
+        row(
+            "whole run",
+            [run.seconds for run in ours],
+            "s",
+            peer="nanoGPT",
+            peer_values=[run.seconds for run in theirs],
+            limit=1.0,
+            of="ratio",
+        ),
+        row(
+            "start of the process to the first update",
+            [start[0] for start in starts],
+            "s",
+            peer="nanoGPT",
+            peer_values=[start[1] for start in starts],
+            limit=1.0,
+            of="ratio",
+        ),
+    ]
+
+
+def prepare(checkout: Path, copy: Path) -> Path:
+    """A copy of nanoGPT with its data prepared."""
+    shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git", "out*"))
+    data = copy / "data" / "shakespeare_char"
+    (data / "input.txt").write_text(find_corpus(CONFIG.dataset).text, encoding="utf-8")
+    subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True, stdout=subprocess.DEVNULL)
+    return copy
+
+
+def run_ours(folder: Path, seed: int, steps: int) -> Outcome:
+    """``python -m trainer`` in a process of its own."""
+    settings = {**CONFIG.model_dump(exclude_none=True), "seed": seed, "max_steps": steps}
+    settings["eval_interval"] = evaluation_interval(steps)
+    command = [sys.executable, "-m", "trainer", "--out", str(folder)]
+    command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    output, seconds = timed(command, Path.cwd())
+    train, val = losses(output, steps)
+    step_ms = statistics.median(map(float, re.findall(r", ([\d.]+) ms/step", output)))
+    weights = read_tensors(folder / step_name(steps) / MODEL_FILE)
+    return Outcome(train, val, whole_val(weights), step_ms, seconds)
+
+
+def run_nanogpt(peer: Path, seed: int, steps: int) -> Outcome:
+    """nanoGPT's train.py with this seed instead of the one written into it."""
+    script = (peer / "train.py").read_text(encoding="utf-8")
+    seeded = script.replace("manual_seed(1337", f"manual_seed({seed}")
+    (peer / "seeded.py").write_text(seeded, encoding="utf-8")
+    out = peer / f"out-{seed}"
+    lengths = [f"--max_iters={steps}", f"--lr_decay_iters={steps}"]
+    lengths.append(f"--eval_interval={evaluation_interval(steps)}")
+    command = [sys.executable, "seeded.py", *NANOGPT_ARGUMENTS, *lengths, f"--out_dir={out}"]
+    output, seconds = timed(command, peer)
+    train, val = losses(output, steps)
+    step_ms = statistics.median(map(float, re.findall(r"time ([\d.]+)ms", output)))
+    return Outcome(train, val, whole_val(nanogpt_weights(out / "ckpt.pt", steps)), step_ms, seconds)
+
+
+def evaluation_interval(steps: int) -> int:
+    """250 where the last step is one of its multiples."""
+    return 250 if steps % 250 == 0 else steps
+
+
+def timed(command: list[str], cwd: Path) -> tuple[str, float]:
+    """Output of a command that succeeds, and how long it took in seconds."""
+    begin = time.perf_counter()
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return done.stdout, time.perf_counter() - begin
+
+
+def losses(output: str, step: int) -> tuple[float, float]:
+    """Estimated train and val loss at a step; both programs print them alike."""
+    found = re.findall(rf"^step {step}: train loss ([\d.]+), val loss ([\d.]+)$", output, re.MULTILINE)
+    return float(found[-1][0]), float(found[-1][1])
+
+
+def nanogpt_weights(file: Path, steps: int) -> dict[str, Tensor]:
+    """The weights in nanoGPT's checkpoint of iteration `steps`, by our names."""
+    saved = torch.load(file, map_location="cpu", weights_only=True)
+    if saved["iter_num"] != steps:
+        sys.exit(f"{file} is of iteration {saved['iter_num']}, expected {steps}")
+    prefix = "transformer."
+    model: dict[str, Tensor] = saved["model"]
+    return {name.removeprefix(prefix): model[name] for name in model if name.startswith(prefix)}
+
+
+def whole_val(weights: dict[str, Tensor]) -> float:
+    """Loss over the whole val split."""
+    training = quiet_training(CONFIG)
+    copy_into(dict(training.model.named_parameters()), weights, "model")
+    loss = training.evaluator.whole_val()
+    if loss is None:
+        sys.exit("interrupted")
+    return loss
+
+
+def lock_step(peer: Path, updates: int) -> Row:
+    """Both from the same weights on the same batches: the largest difference of their losses."""
+    nanogpt = load_module(peer / "model.py")
+    training = quiet_training(CONFIG)
+    C = CONFIG
+    with contextlib.redirect_stdout(io.StringIO()):
+        shape = nanogpt.GPTConfig(C.block_size, 65, C.n_layer, C.n_head, C.n_embd, C.dropout, C.bias)
+        model = nanogpt.GPT(shape)
+        adamw = model.configure_optimizers(C.weight_decay, C.learning_rate, (C.beta1, C.beta2), "cpu")
+    weights = {f"transformer.{name}": p.detach().clone() for name, p in training.model.named_parameters()}
+    model.load_state_dict({**weights, "lm_head.weight": weights["transformer.wte.weight"]})
+    worst = 0.0
+    for step in range(updates):
+        x, y = (part.contiguous() for part in training.batches.train(step))
+        for group in adamw.param_groups:
+            group["lr"] = learning_rate(C, step)
+        loss = model(x, y)[1]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), C.grad_clip)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+        worst = max(worst, abs(loss.item() - training.evaluator.batch_loss(step)))
+        with contextlib.redirect_stdout(io.StringIO()):
+            training.update()
+    return row(
+        f"largest difference of the loss over {updates} updates in lock step",
+        [worst],
+        "nats",
+        peer="nanoGPT's model and optimizer",
+        limit=1e-4,
+    )
+
+
+def quiet_training(config: TrainerConfig) -> Training:
+    """A training that keeps nothing and prints nothing until it is stepped."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return Training(config.model_copy(update={"log_interval": 10**9}), NullContext(), Path(os.devnull))
+
+
+def load_module(path: Path) -> ModuleType:
+    """A Python file as a module."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", path)
+    if spec is None or spec.loader is None:
+        sys.exit(f"cannot load {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def first_update_ours() -> float:
+    """Seconds from the start of the process to the first update's line, after an evaluation of one batch."""
+    settings = ["device=cpu", "eval_batches=1", "max_steps=1", "sample_tokens=0"]
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "trainer", "--out", out]
+        command += [part for setting in settings for part in ("--set", setting)]
+        return seconds_to_line(command, Path.cwd(), "step 0: loss")
+
+
+def first_update_nanogpt(peer: Path) -> float:
+    """The same of nanoGPT."""
+    arguments = [*NANOGPT_ARGUMENTS, "--eval_iters=1", "--max_iters=0", f"--out_dir={peer / 'out-start'}"]
+    return seconds_to_line([sys.executable, "-u", "train.py", *arguments], peer, "iter 0: loss")
+
+
+def seconds_to_line(command: list[str], cwd: Path, line: str) -> float:
+    """Seconds until a command prints a line that begins so."""
+    begin = time.perf_counter()
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, text=True) as process:
+        for printed in process.stdout or ():
+            if printed.startswith(line):
+                seconds = time.perf_counter() - begin
+                process.communicate()
+                return seconds
+    sys.exit(f"{' '.join(command)} did not print {line!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -23,12 +23,12 @@ from orchestrator.cluster.config import (
 )
 from orchestrator.cluster.ending import force_agents, stop_agents, stop_everything
 from orchestrator.cluster.files import make_private_home, write_client_file, write_node_home
-from orchestrator.cluster.planning import choose_node, free_ray_ports, take_gpus
+from orchestrator.cluster.planning import choose_node, free_ray_ports, store_address, take_gpus
 from orchestrator.cluster.probes import TcpProbe
 from orchestrator.cluster.stack import StackStatus, status
 from orchestrator.cluster.starting import Progress, setup_lock, start_supervisor, wait_until_ready
 from orchestrator.cluster.state import load_state
-from orchestrator.errors import NotFoundError, SetupError, UnauthorizedError
+from orchestrator.errors import NotFoundError, SetupError, StoreUnavailableError, UnauthorizedError
 from orchestrator.messages import Health
 from orchestrator.settings import Home, write_private
 from orchestrator.store.objects import open_store, probe, store_id
@@ -84,14 +84,15 @@ def join(
         _check_free(before, running)
         health = _greet(url, token)
         _check_versions(health)
-        _check_store(health, store_uri)
+        own_store = store_address(store_uri) if store_uri else None
+        _check_store(health, own_store)
         parsed = NodeRequest.parse(f"{name or default_name()}:pool={pool}")
         request = replace(parsed, cpus=cpus, gpus=gpus, memory=memory)
         config = _plan(home, url, health, request, address)
         _check_name(url, token, config, before)
         make_private_home(home)
         write_private(home.token_file, token + "\n")
-        write_node_home(home, request.name, token, store_uri)
+        write_node_home(home, request.name, token, own_store)
         write_client_file(home, config.controller_url)
         save_config(home, config)
         if not running:
@@ -184,7 +185,7 @@ def _check_store(health: Health, store_uri: str | None) -> None:
     try:
         store = open_store(uri)
         here = store_id(store)
-    except NotFoundError as error:
+    except (NotFoundError, StoreUnavailableError) as error:
         raise SetupError(
             f"{uri} is not the controller's checkpoint store as seen from here", remedy=remedy
         ) from error

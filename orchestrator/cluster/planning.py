@@ -159,5 +159,10 @@ def _mlflow(before: StackConfig | None, wanted: str | None) -> tuple[bool, str]:
 
 def _store_uri(home: Home, before: StackConfig | None, wanted: str | None) -> str:
     if wanted is not None:
-        return wanted if "://" in wanted else Path(wanted).expanduser().absolute().as_uri()
+        return store_address(wanted)
     return before.store_uri if before else home.store.as_uri()
+
+
+def store_address(text: str) -> str:
+    """A store as a URI; a plain path is a folder of this machine."""
+    return text if "://" in text else Path(text).expanduser().absolute().as_uri()

@@ -99,10 +99,12 @@ class Stack:
 
         return int(wait_until(there, timeout, self.evidence, every=0.1))
 
-    def services(self) -> dict[str, int]:
-        """Service name -> pid, as the supervisor records them."""
+    def service(self, name: str) -> list[psutil.Process]:
+        """The processes that a service lives by, and their children."""
         state = json.loads((self.home / "state.json").read_text())
-        return {name: entry["leader"]["pid"] for name, entry in state["services"].items()}
+        record = state["services"][name]
+        vital = [psutil.Process(p["pid"]) for p in record["vital"] or [record["leader"]]]
+        return [*vital, *(child for process in vital for child in process.children(recursive=True))]
 
     def agents(self) -> dict[str, dict[str, Any]]:
         """`<run>-a<n>` -> what its agent.json says, of agents that live."""

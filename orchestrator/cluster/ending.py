@@ -93,6 +93,14 @@ def force_agents(home: Home, progress: Progress) -> None:
     _wait(lambda: "waiting for them" if agents(home) else "", FORCED_S, progress)
 
 
+def stop_node(home: Home, config: StackConfig, progress: Progress, grace_s: float) -> None:
+    """Stop the node of a machine that joined: it goes first, so that nothing new is started on it; then its
+    attempts have `grace_s` to save."""
+    stop_everything(home, config, progress)
+    stop_agents(home, progress, grace_s)
+    force_agents(home, progress)
+
+
 def stop_everything(home: Home, config: StackConfig, progress: Progress) -> None:
     """End the supervisor and every service; SetupError where something cannot be ended."""
     progress("stopping services")

@@ -21,7 +21,7 @@ from orchestrator.cluster.config import (
     save_config,
     stack_id,
 )
-from orchestrator.cluster.ending import force_agents, stop_agents, stop_everything
+from orchestrator.cluster.ending import stop_everything, stop_node
 from orchestrator.cluster.files import make_private_home, write_client_file, write_node_home
 from orchestrator.cluster.planning import choose_node, free_ray_ports, store_address, take_gpus
 from orchestrator.cluster.probes import TcpProbe
@@ -118,9 +118,7 @@ def leave(home: Home, progress: Progress = lambda text: None, grace_s: float = 1
         if config is None or config.kind != "join":
             progress("this machine has not joined a cluster")
             return
-        stop_everything(home, config, progress)
-        stop_agents(home, progress, grace_s)
-        force_agents(home, progress)
+        stop_node(home, config, progress, grace_s)
         for node in config.nodes:
             (home.node(node.name) / "token").unlink(missing_ok=True)
         for file in (home.stack_file, home.client_file, home.token_file):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.cluster import machine
 from orchestrator.cluster.config import NodeRequest, StackConfig, load_config, save_config
-from orchestrator.cluster.ending import end_attempts, stop_everything
+from orchestrator.cluster.ending import end_attempts, stop_everything, stop_node
 from orchestrator.cluster.files import ensure_token, make_private_home, write_client_file, write_node_home
 from orchestrator.cluster.planning import plan
 from orchestrator.cluster.services import services
@@ -95,7 +95,8 @@ def down(home: Home, progress: Progress = lambda text: None, grace_s: float = 12
     """Have every attempt save, then stop everything that was started here.
 
     Attempts get `grace_s` to save and end. Runs that were stopped are queued and go on after the next `up`.
-    SetupError where a process could not be ended.
+    On a machine that joined a cluster only its node is stopped, and it stays a member. SetupError where a
+    process could not be ended.
     """
     with setup_lock(home):
         config = load_config(home)
@@ -103,9 +104,9 @@ def down(home: Home, progress: Progress = lambda text: None, grace_s: float = 12
             progress("nothing runs here")
             return
         if config.kind == "join":
-            raise SetupError(
-                f"this machine is a node of {config.controller_url}", remedy="Take it out with `orch leave`."
-            )
+            stop_node(home, config, progress, grace_s)
+            progress("`orch join` with the same address brings it back, `orch leave` forgets the cluster")
+            return
         end_attempts(home, config, progress, grace_s)
         stop_everything(home, config, progress)
 
@@ -157,9 +158,7 @@ def _all_ready(config: StackConfig, home: Home, state: StackState) -> bool:
     wanted = services(config, home)
     records = [state.services.get(service.name) for service in wanted]
     return len(state.services) == len(wanted) and all(
-        record is not None
-        and record.phase is ServicePhase.READY
-        and record.fingerprint == service.fingerprint
+        record is not None and record.ready and record.fingerprint == service.fingerprint
         for service, record in zip(wanted, records, strict=True)
     )
 

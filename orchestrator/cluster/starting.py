@@ -16,7 +16,7 @@ from orchestrator.cluster.config import StackConfig
 from orchestrator.cluster.host import service_environment
 from orchestrator.cluster.keeper import tail
 from orchestrator.cluster.services import CONTROLLER, HEAD, MLFLOW, Service, services
-from orchestrator.cluster.state import ServicePhase, ServiceRecord, load_state
+from orchestrator.cluster.state import ServiceRecord, load_state
 from orchestrator.errors import OrchError, SetupError
 from orchestrator.settings import Home
 
@@ -117,11 +117,7 @@ def words(name: str) -> str:
 
 
 def _is_ready(service: Service, record: ServiceRecord | None) -> bool:
-    return (
-        record is not None
-        and record.phase is ServicePhase.READY
-        and record.fingerprint == service.fingerprint
-    )
+    return record is not None and record.ready and record.fingerprint == service.fingerprint
 
 
 def _check_failures(home: Home, name: str, record: ServiceRecord | None, before: int) -> None:

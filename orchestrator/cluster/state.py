@@ -60,6 +60,11 @@ class ServiceRecord(BaseModel):
     message: str = ""
     """Why it waits or is silent."""
 
+    @property
+    def ready(self) -> bool:
+        """It answered, and has not ended since; the supervisor notices an end only a moment later."""
+        return self.phase is ServicePhase.READY and all(process.id.alive() for process in self.vital)
+
 
 class StackState(BaseModel):
     """All services of a machine."""

@@ -6,6 +6,7 @@ import os
 import signal
 import statistics
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from tests.support import wait_until
 def test_controller_killed(stack: Stack, text: Path) -> None:
     run_id = stack.submit(tiny_gpt("controller-killed", text, 600))
     stack.wait_step(run_id, 60)
-    os.kill(stack.services()["controller"], signal.SIGKILL)
+    for process in stack.service("controller"):
+        process.kill()
     stack.orch("up", timeout=120)
     detail = stack.wait_state(run_id, "succeeded", timeout=120)
     assert len(detail["attempts"]) == 1
@@ -34,12 +36,9 @@ def test_controller_killed(stack: Stack, text: Path) -> None:
 def test_ray_head_killed(stack: Stack, text: Path) -> None:
     run_id = stack.submit(tiny_gpt("head-killed", text, 2500))
     reached = stack.wait_step(run_id, 200)
-    head = psutil.Process(stack.services()["head"])
-    for process in [*head.children(recursive=True), head]:
-        try:
+    for process in stack.service("head"):
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
     detail = stack.wait_state(run_id, "succeeded", timeout=240)
     assert len(detail["attempts"]) >= 2
     assert detail["attempts"][-1]["first_step"] >= reached - 50
@@ -64,8 +63,7 @@ def test_mlflow_hangs_for_a_minute(stack: Stack, text: Path) -> None:
     run_id = stack.submit(tiny_gpt("mlflow-hangs", text, steps, trainer={"log_interval": 20}))
     stack.wait_step(run_id, 200)
     reader = MlflowReader(stack.get("/v1/health")["mlflow_url"])
-    server = psutil.Process(stack.services()["mlflow"])
-    family = [server, *server.children(recursive=True)]
+    family = stack.service("mlflow")
     began = time.time()
     for process in family:
         process.suspend()

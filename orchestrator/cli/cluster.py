@@ -79,7 +79,7 @@ def up(
 
     - `orch up`
     - `orch up --node laptop:cpus=2 --node gpu:cpus=4,gpus=1`
-    - `orch up --listen 192.168.1.5`, so that other machines can join
+    - `orch up --listen 192.168.1.5`, so that other machines can join: prints the line to paste there
     """
     from orchestrator.cluster.stack import NodeRequest
     from orchestrator.cluster.stack import up as start
@@ -91,6 +91,14 @@ def up(
         print_json(stack_json(stack))
     else:
         out.print(stack_lines(stack))
+        if listen and stack.listening:
+            from orchestrator.cluster.join import join_command
+
+            out.print(
+                "\npaste this on the other machine; it holds the cluster's token, so show it to nobody:"
+            )
+            typer.echo(join_command(home()))  # not through Rich, which would wrap it
+            out.print()
         out.print("next: `orch submit SPEC --follow`", style="dim")
 
 

@@ -121,7 +121,7 @@ def status(home: Home) -> StackStatus:
         url=config.controller_url,
         mlflow_url=config.mlflow_url,
         store_uri=config.store_uri,
-        listening=config.exposed,
+        listening=config.kind == "controller" and config.exposed,
         services=[_service_status(home, state, service.name) for service in services(config, home)],
     )
 

@@ -26,15 +26,18 @@ class Actor:
     ``do``      it is carried out
     ``lost``    it is carried out, and the answer is an error
     ``fail``    it is not carried out, and the answer is an error
+    ``delayed`` it is under way, and the answer is an error; it arrives when one of `late` is called
     ``crash``   the actor dies before it
     ``died``    the actor dies after it
-    ``late``    the actor dies; the operation is on its way and arrives when `late` is called
+    ``late``    the actor dies; the operation is under way
     """
 
     def __init__(self, objects: dict[str, bytes], attempt: int) -> None:
         self.attempt = attempt
         self.store = MemoryStore(objects, self._hook)
         self.dead = False
+        self.next_operation = ""
+        """What it waits to do."""
         self.late: list[Callable[[], object]] = []
         self._job: Callable[[], Any] | None = None
         self._then: Callable[[Any, BaseException | None], None] = lambda result, error: None
@@ -84,6 +87,7 @@ class Actor:
     def _hook(self, operation: str, key: str, act: Callable[[], object]) -> object:
         if threading.current_thread() is not self._thread:
             return act()
+        self.next_operation = operation
         self._paused.release()
         assert self._order.acquire(timeout=PATIENCE_S)
         order = self._orders.pop(0)
@@ -91,8 +95,8 @@ class Actor:
             result = act()
             if order == "do":
                 return result
-        if order == "late" and operation in ("create", "put"):
+        if order in ("late", "delayed") and operation in ("create", "put"):
             self.late.append(act)
-        if order in ("lost", "fail"):
+        if order in ("lost", "fail", "delayed"):
             raise StoreUnavailableError(f"{operation} {key}: {order}")
         raise Crash

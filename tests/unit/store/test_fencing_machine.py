@@ -133,12 +133,37 @@ class Attempts(RuleBasedStateMachine):
     @precondition(alive)
     @rule(
         number=st.integers(0, 1),
-        order=st.sampled_from(["do", "do", "do", "lost", "fail", "crash", "died", "late"]),
+        order=st.sampled_from(["do", "do", "do", "lost", "fail", "delayed", "crash", "died", "late"]),
     )
     def go_wrong(self, number: int, order: str) -> None:
         actor = self.actor(number)
         if not actor.idle and not actor.dead:
             actor.step(order)
+
+    @precondition(alive)
+    @rule(
+        number=st.integers(0, 1), order=st.sampled_from(["lost", "fail", "delayed", "crash", "died", "late"])
+    )
+    def go_wrong_at_the_record(self, number: int, order: str) -> None:
+        """The moment that decides deserves more attention than its share of the operations."""
+        actor = self.actor(number)
+        while not actor.idle and not actor.dead and actor.next_operation != "create":
+            actor.step("do")
+        if not actor.idle and not actor.dead:
+            actor.step(order)
+            self.look()
+
+    @precondition(lambda self: any(actor.idle for actor in self.actors))
+    @rule(number=st.integers(0, 1), step=st.integers(1, STEPS))
+    def record_arrives_after_the_error(self, number: int, step: int) -> None:
+        """A commit is told that the store is gone, gives up, and then its record arrives after all."""
+        actor = self.actor(number)
+        self.start_commit(number, step)
+        self.go_wrong_at_the_record(number, "delayed")
+        if not actor.dead:
+            self.finish(number)
+        if actor.late:
+            actor.late.pop()()
 
     @precondition(lambda self: any(actor.late for actor in self.actors))
     @rule()

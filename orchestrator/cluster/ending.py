@@ -109,6 +109,9 @@ def stop_everything(home: Home, config: StackConfig, progress: Progress) -> None
         signal_process(state.supervisor.id, signal.SIGTERM)
     with home.supervisor_lock.open("a") as lock:
         _take_over(lock.fileno(), state.supervisor.id if state.supervisor else None)
+        if state.supervisor is not None:
+            supervisor = state.supervisor.id
+            _wait(lambda: "waiting for the supervisor" if supervisor.alive() else "", SUPERVISOR_S, progress)
         sessions = {**marked_sessions(config.id), **load_state(home).sessions()}
         left = end_sessions(sessions, GRACE_S)
         home.state_file.unlink(missing_ok=True)

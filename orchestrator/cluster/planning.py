@@ -31,9 +31,12 @@ def plan(
 ) -> StackConfig:
     """The configuration that was asked for; ports and addresses stay as they were where they can."""
     if before is not None and before.kind == "join":
-        raise SetupError(
-            f"this machine has joined {before.controller_url}", remedy="Leave it first: orch leave"
-        )
+        if nodes or listen or mlflow_url or store_uri:
+            raise SetupError(
+                f"this machine has joined {before.controller_url}",
+                remedy="Change its node with `orch join`, or take it out with `orch leave`.",
+            )
+        return before
     stack = stack_id(home)
     host = _listen_host(before, listen)
     head = host if host != LOOPBACK else machine.loopback(stack, 0)

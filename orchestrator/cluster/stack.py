@@ -66,7 +66,8 @@ def up(
 
     What is not given stays as it was at the last `up`, or is chosen by this machine. `listen` is the IP
     address for other machines (127.0.0.1: none), `mlflow_url` an existing MLflow server or `none`. Changed
-    nodes are added and removed, other changes restart the services that they concern.
+    nodes are added and removed, other changes restart the services that they concern. On a machine that has
+    joined a cluster nothing can be given: it brings the node back after `down`.
 
     Raises SetupError where something cannot be started, with the end of its log.
     """
@@ -76,11 +77,12 @@ def up(
         config = plan(home, before, nodes, listen, mlflow_url, store_uri)
         if config == before and state.supervised() and _all_ready(config, home, state):
             return status(home)
-        _prepare(home, config, before, state)
+        if config.kind == "controller":
+            _prepare(home, config, before, state)
         save_config(home, config)
         started_here = not state.supervised()
         if started_here:
-            progress("starting Ray, MLflow and the controller")
+            progress("starting " + ", ".join(words(service.name) for service in services(config, home)))
             start_supervisor(home)
         try:
             wait_until_ready(home, config, progress)
@@ -105,7 +107,7 @@ def down(home: Home, progress: Progress = lambda text: None, grace_s: float = 12
             return
         if config.kind == "join":
             stop_node(home, config, progress, grace_s)
-            progress("`orch join` with the same address brings it back, `orch leave` forgets the cluster")
+            progress("`orch up` brings it back, `orch leave` forgets the cluster")
             return
         end_attempts(home, config, progress, grace_s)
         stop_everything(home, config, progress)

@@ -380,6 +380,14 @@ def test_a_machine_joins_survives_a_lost_head_and_leaves(shared: Running, tmp_pa
         again = join(home, url, token, "laptop", name="mobile", cpus=1, gpus=0)
         assert again.services[0].pid == found.services[0].pid
 
+        settings = (home.node("mobile") / "node.json").read_text()
+        down(home)
+        assert Running(home).leftovers() == []
+        wait_until(lambda: shared.ready_nodes() == {"base"}, 60.0, shared.evidence)
+        assert up(home).ready, "it is still a member"
+        assert shared.ready_nodes() == {"base", "mobile"}
+        assert (home.node("mobile") / "node.json").read_text() == settings
+
         os.kill(shared.pid(HEAD, "gcs_server"), signal.SIGKILL)
         wait_until(lambda: "mobile" not in shared.ready_nodes(), 60.0, shared.evidence)
         wait_until(lambda: shared.ready_nodes() == {"base", "mobile"}, 180.0, shared.evidence)

@@ -116,7 +116,11 @@ def test_a_store_is_a_folder_or_an_address(home: Home) -> None:
     assert up(home, store_uri="s3://bucket/x").store_uri == "s3://bucket/x"
 
 
-def test_a_machine_that_has_joined_another_is_refused(home: Home) -> None:
+def test_a_machine_that_has_joined_another_keeps_its_node_as_it_is(home: Home) -> None:
     joined = up(home).model_copy(update={"kind": "join"})
+    assert up(home, before=joined) == joined
+    for asked in ({"listen": "192.168.1.20"}, {"mlflow_url": "none"}, {"store_uri": "/srv"}):
+        with pytest.raises(SetupError, match="has joined"):
+            up(home, before=joined, **asked)
     with pytest.raises(SetupError, match="has joined"):
-        up(home, before=joined)
+        up(home, "a", before=joined)

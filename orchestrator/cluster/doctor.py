@@ -79,7 +79,7 @@ def _versions(home: Home) -> Iterator[Finding]:
 
 
 def _home(home: Home) -> Iterator[Finding]:
-    folder = home.root if home.root.exists() else home.root.parent
+    folder = next(path for path in (home.root, *home.root.parents) if path.exists())
     if not os.access(folder, os.W_OK):
         yield Finding(Level.ERROR, f"{folder} cannot be written", "Set ORCH_HOME to a folder of yours.")
         return
@@ -233,10 +233,19 @@ def _leftovers(home: Home) -> Iterator[Finding]:
     if agents(home) and not load_state(home).supervised():
         what = f"{len(agents(home))} attempts run, but no services do"
         yield Finding(Level.WARNING, what, "orch up takes them back; orch down lets them save and ends them.")
+    for folder in Path("/tmp").glob("orch-????????"):
+        name = folder.name.removeprefix("orch-")
+        if folder.owner() == _user() and not marked_sessions(name):
+            what = f"{folder} is left of a cluster that does not run any more"
+            yield Finding(Level.WARNING, what, f"rm -r {folder}")
     temporary = [path for path in home.root.glob(".*.[0-9]*") if path.is_file()]
     if temporary:
         names = ", ".join(path.name for path in temporary[:3])
         yield Finding(Level.WARNING, f"unfinished files in {home.root}: {names}", "They can be removed.")
+
+
+def _user() -> str:
+    return Path("/proc/self").owner()
 
 
 def _name(home: Home) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from orchestrator.agent.job import AgentJob
 from orchestrator.cluster import planning
-from orchestrator.cluster.config import NodeRequest, StackConfig
+from orchestrator.cluster.config import NodeRequest, StackConfig, temp_dir
 from orchestrator.cluster.ending import agents, force_agents
 from orchestrator.cluster.files import ensure_token, write_node_home
 from orchestrator.cluster.gateway import RayGateway
@@ -99,6 +100,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         sessions = {k.record.leader.pid: k.record.leader.create_time for k in keepers if k.record.leader}
         left = end_sessions({**marked_sessions(config.id), **sessions}, 5.0)
         force_agents(home, print)
+        shutil.rmtree(temp_dir(config, "").parent, ignore_errors=True)
     assert left == []
     assert agents(home) == []
 

@@ -61,7 +61,8 @@ def free() -> int:
 
 
 def test_a_fresh_machine_has_no_problems(home: Home) -> None:
-    assert [finding for finding in problems(home) if "/dev/shm" not in finding.what] == []
+    machine_wide = ("/dev/shm", "/tmp/orch-")
+    assert [f for f in problems(home) if not any(word in f.what for word in machine_wide)] == []
     assert any("nothing was started" in finding.what for finding in diagnose(home))
 
 
@@ -72,6 +73,23 @@ def test_every_problem_has_a_remedy(home: Home) -> None:
     found = problems(home)
     assert len(found) >= 3
     assert all(finding.remedy for finding in found), found
+
+
+def test_a_state_folder_that_is_yet_to_be_made(tmp_path: Path) -> None:
+    home = Home(tmp_path / "not" / "yet" / "there")
+    assert any("GB free" in finding.what for finding in diagnose(home))
+    assert not home.root.exists(), "looking changes nothing"
+
+
+def test_what_a_dead_cluster_left_in_tmp(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = Path("/tmp/orch-0000beef")
+    left.mkdir()
+    try:
+        assert str(left) in find(home, "0000beef").remedy
+        monkeypatch.setattr(doctor, "marked_sessions", lambda stack: {1: 1.0})
+        assert all("0000beef" not in finding.what for finding in problems(home))
+    finally:
+        left.rmdir()
 
 
 def test_a_token_that_others_can_read(home: Home) -> None:

@@ -38,6 +38,8 @@ EXIT_SAVED: Final = 75
 EXIT_USER_ERROR: Final = 78
 """The last line on stderr says what the user has to change."""
 
+DATASET_FILE: Final = "dataset.json"
+"""Optional artifact: ``{"name": …, "digest": …, "profile": {…}}`` of the data that the program trains on."""
 STEP_PREFIX: Final = "step-"
 MARK_FILE: Final = "checkpoint.json"
 """Optional file in a checkpoint directory: ``{"step": 2000, "metrics": {"val/loss": 1.9}}``."""

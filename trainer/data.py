@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -60,6 +62,12 @@ class Dataset:
     def split(self, name: Split) -> Tensor:
         """Tokens of one split, shape (characters,)."""
         return self.train if name == "train" else self.val
+
+    def describe(self, file: Path) -> None:
+        """Write what whoever orchestrates may want to know about the data."""
+        profile = {"train": len(self.train), "val": len(self.val), "distinct": len(self.vocabulary)}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"name": self.name, "digest": self.sha256, "profile": profile}) + "\n")
 
 
 def tokenise(corpus: Corpus, block_size: int) -> Dataset:

@@ -73,9 +73,8 @@ def choose_hardware(config: TrainerConfig, context: RunContext) -> Hardware:
     threads = context.cpus or _all_cores()
     if context.cpus or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
-    dtype = _dtype(config, device)
-    deterministic = _deterministic(device, dtype, config.compile)
-    return Hardware(device, dtype, torch.get_num_threads(), config.compile, deterministic)
+    deterministic = _deterministic(device, config.compile)
+    return Hardware(device, _dtype(config, device), torch.get_num_threads(), config.compile, deterministic)
 
 
 def _device(wanted: str, granted: str | None) -> torch.device:
@@ -98,11 +97,11 @@ def _dtype(config: TrainerConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
-def _deterministic(device: torch.device, dtype: torch.dtype, compiled: bool) -> bool:
+def _deterministic(device: torch.device, compiled: bool) -> bool:
     """Ask for repeatable kernels where they cost little; whether steps can be repeated bit by bit."""
     if device.type == "cpu":
-        # Compiled bf16 sums the embedding's gradient by atomic additions from several threads.
-        return not compiled or dtype == torch.float32 or torch.get_num_threads() == 1
+        # Compiled code adds up the embedding's gradient by atomic additions from all threads.
+        return not compiled or torch.get_num_threads() == 1
     if compiled:
         return False  # repeatable kernels would take a third more time
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts, later than this

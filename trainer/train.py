@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from orchestrator.contract import EXIT_SAVED, RunContext
+from orchestrator.contract import DATASET_FILE, EXIT_SAVED, RunContext
 from trainer import checkpoint
 from trainer.checkpoint import Evaluation, Restored, State
 from trainer.config import TrainerConfig
@@ -40,12 +40,15 @@ def train(config: TrainerConfig, context: RunContext, folder: Path, restore_dir:
     try:
         return Training(config, context, folder, restore_dir).run()
     except torch.OutOfMemoryError as e:
-        reason = str(e).partition(". ")[0]
+        reason = ". ".join(str(e).split(". ")[:2])  # the rest are figures of the allocator
         raise TrainerError(f"out of GPU memory: {reason}; {_less_memory(config)}") from e
     except RuntimeError as e:
-        if "DefaultCPUAllocator" not in str(e):
-            raise
-        raise TrainerError(f"out of memory: {str(e).splitlines()[0]}; {_less_memory(config)}") from e
+        reason = str(e).strip().partition("\n")[0]
+        if "DefaultCPUAllocator" in reason:
+            raise TrainerError(f"out of memory: {reason}; {_less_memory(config)}") from e
+        if type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise TrainerError(f"torch.compile failed: {reason}; it works without: compile: false") from e
+        raise
 
 
 class Training:
@@ -74,6 +77,8 @@ class Training:
         self.best: Evaluation | None = None
         self.train_loss: float | None = None
         introduction(config, self.dataset, self.model, self.hardware)
+        if context.run_id is not None and context.artifact_dir is not None:
+            self.dataset.describe(context.artifact_dir / DATASET_FILE)
         if restore_dir is not None:
             self._restore(checkpoint.read(restore_dir))
 

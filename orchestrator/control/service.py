@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from orchestrator.clock import Clock
+from orchestrator.contract import DATASET_FILE
 from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
@@ -249,6 +250,8 @@ class Service:
             raise ConflictError(f"attempt {number} of run {run_id} is not the newest")
         file = self._files.save_artifact(run_id, path, data)
         self._tracking.artifact(run, path, file)
+        if path == DATASET_FILE:
+            self._tracking.dataset(run, data)
 
     # ---- machines
 

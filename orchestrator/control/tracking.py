@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from orchestrator.clock import Clock
+from orchestrator.contract import DATASET_FILE
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, RunState
 from orchestrator.errors import StoreError
@@ -39,6 +41,14 @@ _STATUS = {
     RunState.FAILED: "FAILED",
     RunState.CANCELLED: "KILLED",
 }
+
+
+class _Dataset(BaseModel):
+    """The artifact in which a program describes its data."""
+
+    name: str
+    digest: str
+    profile: dict[str, float | int | str] = {}
 
 
 class Tracking:
@@ -102,17 +112,22 @@ class Tracking:
         self._spool.enqueue(run.id, task)
 
     def artifact(self, run: RunRecord, path: str, file: Path) -> None:
-        """A file that the program left for its users; `dataset.json` describes the data it trains on."""
+        """A file that the program left for its users."""
         if not self._enabled:
             return
         self._spool.enqueue(run.id, LogArtifact(artifact_path=path, file=str(file)))
 
-    def dataset(self, run: RunRecord, name: str, digest: str, source: str, profile: dict[str, Any]) -> None:
-        """The data that the run trains on."""
-        if self._enabled:
-            self._spool.enqueue(
-                run.id, LogDataset(name=name, digest=digest[:36], source=source, profile=profile)
-            )
+    def dataset(self, run: RunRecord, description: bytes) -> None:
+        """The data that the run trains on, as its program describes it; nonsense is logged and left out."""
+        if not self._enabled:
+            return
+        try:
+            found = _Dataset.model_validate_json(description)
+        except ValidationError as error:
+            log.warning("run %s: its %s cannot be read: %s", run.id, DATASET_FILE, error)
+            return
+        task = LogDataset(name=found.name, digest=found.digest[:36], source=found.name, profile=found.profile)
+        self._spool.enqueue(run.id, task)
 
     def _tell(self, run: RunRecord, *more: SetStatus) -> None:
         if not self._enabled:

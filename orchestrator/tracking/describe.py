@@ -47,12 +47,18 @@ def describe(
     """Markdown for `mlflow.note.content`. The newest rows are kept where there are too many."""
     parts = [what.strip()]
     if state:
-        parts.append(f"**{_cell(state)}**")
+        parts.append(" · ".join(part for part in (f"**{_cell(state)}**", _route(attempts)) if part))
     if attempts:
         parts.append("### Where it ran\n\n" + _attempts(attempts))
     if checkpoints:
         parts.append("### Checkpoints\n\n" + _checkpoints(checkpoints))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _route(rows: Sequence[AttemptRow]) -> str:
+    """Where the run went, in one line: MLflow folds what comes below."""
+    reached = [row for row in rows if row.last_step is not None]
+    return " → ".join(f"{_cell(row.node)} to step {row.last_step:,}" for row in reached)
 
 
 def _attempts(rows: Sequence[AttemptRow]) -> str:

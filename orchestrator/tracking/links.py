@@ -40,7 +40,7 @@ def metric_link(base: str, experiment_ids: Sequence[str], run_ids: Sequence[str]
     """One metric of several runs as a curve."""
     return (
         f"{_root(base)}/metric?runs={_json(run_ids)}&metric={_json(metric)}"
-        f"&experiments={_json(experiment_ids)}&plot_metric_keys={_json([metric])}&{_MODE}"
+        f"&experiments={_json(experiment_ids)}&plot_metric_keys={_json([metric])}&x_axis=step&{_MODE}"
     )
 
 

@@ -66,6 +66,9 @@ def test_mlflow_shows_what_where_and_what_came_of_it(stack: Stack, moved: dict[s
     assert tags["orch.attempt.1"].startswith("laptop")
     assert tags["orch.attempt.2"].startswith("gpu")
     assert "| 2 | gpu |" in tags["mlflow.note.content"]
+    assert f"gpu to step {STEPS}" in tags["mlflow.note.content"]
+    (dataset,) = run["inputs"]["dataset_inputs"]
+    assert dataset["dataset"]["name"].endswith("words.txt")
     wait_until(lambda: "sample.txt" in reader.artifacts(mlflow_id), 30)
     assert set(reader.artifacts(mlflow_id, "spec")) == {"spec/resolved.yaml", "spec/as-written.yaml"}
     models = wait_until(lambda: reader.checkpoints(experiment, mlflow_id), 30)

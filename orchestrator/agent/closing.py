@@ -87,5 +87,8 @@ class Closing:
     def _write(self, outcome: Outcome, acknowledged: bool) -> None:
         data = {**outcome.model_dump(mode="json"), "acknowledged": acknowledged}
         temporary = self._folder.root / ".outcome.json"
-        temporary.write_text(json.dumps(data, indent=1))
-        temporary.replace(self._folder.outcome)
+        try:
+            temporary.write_text(json.dumps(data, indent=1))
+            temporary.replace(self._folder.outcome)
+        except OSError as error:  # The controller should hear of the end all the same.
+            log.error("cannot write %s: %s", self._folder.outcome, error)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_STATE, _CREATED = 0, 19
+_STATE, _SESSION, _CREATED = 0, 3, 19
 """Fields of /proc/PID/stat (proc(5)), counted behind the command's closing bracket."""
 
 
@@ -32,6 +32,16 @@ def identify(pid: int) -> ProcessId | None:
     """The process that has this number now; None where there is none."""
     stat = _stat(pid)
     return None if stat is None else ProcessId(pid, _created(stat))
+
+
+def session_members(session: int) -> list[int]:
+    """The processes of one session."""
+    found = []
+    for entry in os.listdir("/proc"):
+        stat = _stat(int(entry)) if entry.isdigit() else None
+        if stat is not None and int(stat[_SESSION]) == session:
+            found.append(int(entry))
+    return found
 
 
 def boot_id() -> str:

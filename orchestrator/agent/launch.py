@@ -72,13 +72,15 @@ def start_agent(job: AgentJob, node_home: Path, gpu_ids: list[str], watch_pid: i
     if watched is None:
         raise SetupError(f"process {watch_pid}, which the agent should watch, does not exist")
     folder = WorkDir(attempt_dir(node_home, job.run_id, job.attempt))
-    folder.root.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
+        folder.root.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.root.mkdir(mode=0o700)
+        folder.job.write_text(job.model_dump_json())
+        LaunchNote(watched, tuple(gpu_ids), SYSTEM.monotonic()).write(folder.launch)
     except FileExistsError as error:
         raise ConflictError(f"attempt {job.attempt} of run {job.run_id} was started here before") from error
-    folder.job.write_text(job.model_dump_json())
-    LaunchNote(watched, tuple(gpu_ids), SYSTEM.monotonic()).write(folder.launch)
+    except OSError as error:
+        raise SetupError(f"cannot write {folder.root}: {error.strerror}", remedy="Check its disk.") from error
     return _detach(folder, agent_environment(os.environ, node_home, gpu_ids))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,12 @@ class MetricsReader:
     def _lines(self) -> list[bytes]:
         try:
             with self._file.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._offset:
+                    self._offset = 0  # The program has begun the file anew.
                 file.seek(self._offset)
                 data = file.read(_BLOCK)
-        except FileNotFoundError:
-            return []
+        except OSError:
+            return []  # Not there, or not yet.
         end = data.rfind(b"\n") + 1
         if not end and len(data) >= MAX_LINE:
             end = len(data)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.agent.identity import session_members
 from orchestrator.agent.job import AgentJob
 from orchestrator.agent.workdir import WorkDir
 from trainer.config import TrainerConfig
@@ -156,6 +160,14 @@ class Program:
         except BrokenPipeError:
             return  # The keeper has ended; _listen says so.
 
+    def _keeper_lost(self, pid: int) -> None:
+        """The keeper was killed. The kernel has killed the program with it, but not what that had started."""
+        if self.exit_code is None:
+            self.exit_code = -signal.SIGKILL
+        for member in session_members(pid):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(member, signal.SIGKILL)
+
     def _listen(self) -> None:
         assert self._keeper.stdout is not None
         for line in self._keeper.stdout:
@@ -167,8 +179,7 @@ class Program:
             elif word == "failed":
                 self.failed = rest
             self._notify()
-        if self.pid is not None and self.exit_code is None:
-            self.exit_code = -9  # The keeper was killed, and the kernel killed the program with it.
-        self._keeper.wait()
+        if self._keeper.wait() != 0 and self.pid is not None:
+            self._keeper_lost(self.pid)
         self.done = True
         self._notify()

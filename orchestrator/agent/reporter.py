@@ -157,8 +157,9 @@ class Reporter:
             return False
         except OrchError as error:
             return self._refused(beat, error)
+        progress = bool(beat.points) or reply.log_offset > self._log_offset
         self._delivered(beat, reply)
-        return more and reply.log_offset >= self._log_offset
+        return more and progress
 
     def _build(self) -> tuple[Beat, bool]:
         if len(self._points) < self._batch:

@@ -128,8 +128,12 @@ class Saver:
         self._news.set()
 
     def _published(self) -> list[tuple[int, Path]]:
-        found = []
-        for entry in os.scandir(self._folder.checkpoints):
+        found: list[tuple[int, Path]] = []
+        try:
+            entries = list(os.scandir(self._folder.checkpoints))
+        except OSError:
+            return found  # The program may do with its directory what it likes.
+        for entry in entries:
             step = parse_step(entry.name)
             if step is not None and entry.is_dir(follow_symlinks=False):
                 found.append((step, Path(entry.path)))

@@ -66,6 +66,15 @@ def test_half_a_line_waits_for_its_end(tmp_path: Path) -> None:
     assert reader.read(10) == []
 
 
+def test_a_file_that_begins_anew_is_read_anew(tmp_path: Path) -> None:
+    file = tmp_path / "m"
+    file.write_bytes(line(1, a=1) + line(2, a=1))
+    reader = MetricsReader(file)
+    assert len(reader.read(10)) == 2
+    file.write_bytes(line(3, a=1))
+    assert [p.step for p in reader.read(10)] == [3]
+
+
 def test_a_line_without_an_end_is_given_up(tmp_path: Path) -> None:
     file = tmp_path / "m"
     file.write_bytes(b"x" * (3 << 20) + b"\n" + line(5, a=1))

@@ -117,6 +117,24 @@ def test_a_controller_that_has_lost_output_gets_it_again(
     assert link.log == setting.output.read_bytes()
 
 
+def test_output_that_is_not_taken_is_offered_at_the_usual_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(FlakyLink):
+        def post(self, path: str, body: bytes) -> bytes:
+            self.beats.append(Beat.model_validate_json(body))
+            return BeatReply(log_offset=0).model_dump_json().encode()
+
+    setting = Setting(tmp_path, Full(0, 0.0), monkeypatch)
+    monkeypatch.setattr(module, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(module, "_LONGEST_WAIT_S", 0.05)
+    setting.write(1, size=1_000_000)
+    setting.reporter.start()
+    setting.reporter.finished.wait(0.5)
+    setting.reporter.close()
+    assert 2 <= len(setting.link.beats) <= 15
+
+
 def test_without_failures_nothing_is_sent_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting(tmp_path, FlakyLink(0, 0.0), monkeypatch)
     setting.write(3000)

@@ -39,6 +39,8 @@ def train(config: TrainerConfig, context: RunContext, folder: Path, restore_dir:
     """
     try:
         return Training(config, context, folder, restore_dir).run()
+    except OSError as e:
+        raise TrainerError(f"cannot go on: {e}") from e
     except torch.OutOfMemoryError as e:
         reason = ". ".join(str(e).split(". ")[:2])  # the rest are figures of the allocator
         raise TrainerError(f"out of GPU memory: {reason}; {_less_memory(config)}") from e

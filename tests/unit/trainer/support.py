@@ -62,7 +62,7 @@ class SteeredContext:
         self.cpus: int | None = 1
         self.restore_dir: Path | None = None
         self.checkpoint_dir: Path | None = folder
-        self.artifact_dir: Path | None = folder
+        self.artifact_dir: Path | None = None
         self.stop = stop
         self.points: dict[tuple[str, int], float] = {}
         self.published: list[int] = []

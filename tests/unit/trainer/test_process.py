@@ -123,7 +123,8 @@ def test_under_an_orchestrator(config: Path, tmp_path: Path) -> None:
     first = run_trainer(arguments, **env)
     assert first.returncode == 0, first.stderr
     assert [path.name for path in folders["checkpoints"].iterdir()] == ["step-00000020"]
-    assert [path.name for path in folders["artifacts"].iterdir()] == ["sample.txt"]
+    assert sorted(path.name for path in folders["artifacts"].iterdir()) == ["dataset.json", "sample.txt"]
+    assert json.loads((folders["artifacts"] / "dataset.json").read_text())["profile"]["distinct"] == 28
     points = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {point["step"] for point in points} == {0, 5, 10, 15, 20}
     assert "device: cpu (1 threads)" in first.stdout

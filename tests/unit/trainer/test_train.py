@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from orchestrator.contract import EXIT_SAVED
-from tests.unit.trainer.support import assert_same_bits, start, tiny, weights, write_text
+from tests.unit.trainer.support import SteeredContext, assert_same_bits, start, tiny, weights, write_text
 from trainer import checkpoint
 from trainer.errors import DamagedCheckpoint, TrainerError, UserError
 from trainer.train import Training, train
@@ -285,13 +286,26 @@ def test_a_disk_that_refuses(text: Path, tmp_path: Path) -> None:
         training.run()
 
 
+def test_a_metrics_file_that_cannot_be_written(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = SteeredContext(tmp_path)
+
+    def refuse(step: int, metrics: Mapping[str, float]) -> None:
+        raise OSError(28, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr(context, "log", refuse)
+    with pytest.raises(TrainerError, match=r"No space left on device.*metrics\.jsonl"):
+        train(tiny(text), context, tmp_path)
+
+
 def test_out_of_memory_is_named(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Training) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has ...")
 
     monkeypatch.setattr(Training, "update", full)
     _, context = start(tiny(text), tmp_path)
-    with pytest.raises(TrainerError, match=r"out of GPU memory: CUDA.*micro_batches \(1\) or lower"):
+    with pytest.raises(TrainerError, match=r"out of GPU memory: CUDA.*9\.00 GiB; raise micro_batches"):
         train(tiny(text), context, tmp_path)
 
 

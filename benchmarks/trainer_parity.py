@@ -6,8 +6,9 @@ in ORCH_DATA_DIR, prepared by nanoGPT's own `prepare.py` in a copy of the checko
 each other as the trainer's do (GOMP_SPINCOUNT), or a busy machine would decide the comparison.
 
 Compared with the weights after 2,000 updates: the printed estimate, and the loss over the whole val split,
-which has no sampling noise. Also the same updates made in lock step from the same weights, the time per step,
-and the time from the start of the process to the first update.
+which has no sampling noise; and the same updates made in lock step from the same weights. Speed is measured
+in short runs that alternate, by the clock and by processor time, and from the start of the process to the first
+update.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import importlib.util
 import io
 import os
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -66,9 +68,16 @@ class Outcome:
     train: float
     val: float
     val_full: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast one run was."""
+
     step_ms: float
     """Median over the run of what the program prints, without evaluations."""
-    seconds: float
+    processor_ms: float
+    """Processor time of the whole process, all threads, per step."""
 
 
 def main() -> None:
@@ -77,22 +86,43 @@ def main() -> None:
     options.add_argument("--nanogpt", type=Path, required=True, metavar="PATH", help="checkout of nanoGPT")
     options.add_argument("--seeds", type=int, nargs="+", default=[1337, 1, 2])
     options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    options.add_argument("--part", choices=("losses", "speed"), help="measure this part only")
     args = options.parse_args()
-    steps = 300 if args.quick else CONFIG.max_steps
-    seeds = args.seeds[:1] if args.quick else args.seeds
     torch.set_num_threads(args.threads)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    with tempfile.TemporaryDirectory(prefix="trainer-parity-") as folder:
-        peer = prepare(args.nanogpt, Path(folder) / "nanogpt")
-        ours, theirs = [], []
-        for seed in seeds:
-            ours.append(run_ours(Path(folder) / f"ours-{seed}", seed, steps))
-            theirs.append(run_nanogpt(peer, seed, steps))
-            print(f"seed {seed}: ours {ours[-1]}\n  nanoGPT {theirs[-1]}", flush=True)
-        rows = [*loss_rows(ours, theirs, published=not args.quick), *speed_rows(peer, ours, theirs)]
-        rows.append(lock_step(peer, updates=20))
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="trainer-parity-") as name:
+        folder = Path(name)
+        peer = prepare(args.nanogpt, folder / "nanogpt")
+        if args.part != "speed":
+            steps, seeds = (300, args.seeds[:1]) if args.quick else (CONFIG.max_steps, args.seeds)
+            rows += measure_losses(folder, peer, seeds, steps)
+            rows.append(lock_step(peer, updates=20))
+        if args.part != "losses":
+            rows += measure_speed(folder, peer, rounds=2 if args.quick else 7)
     report(rows, args.json)
+
+
+def measure_losses(folder: Path, peer: Path, seeds: list[int], steps: int) -> list[Row]:
+    """Train to the end with each seed."""
+    ours, theirs = [], []
+    for seed in seeds:
+        ours.append(run_ours(folder, seed, steps)[0])
+        theirs.append(run_nanogpt(peer, seed, steps)[0])
+        print(f"seed {seed}: {ours[-1]}, nanoGPT: {theirs[-1]}", flush=True)
+    return loss_rows(ours, theirs, published=steps == CONFIG.max_steps)
+
+
+def measure_speed(folder: Path, peer: Path, rounds: int, steps: int = 150) -> list[Row]:
+    """Short runs in turn."""
+    ours, theirs, starts = [], [], []
+    for number in range(rounds):
+        ours.append(run_ours(folder, 100 + number, steps)[1])
+        theirs.append(run_nanogpt(peer, 100 + number, steps)[1])
+        starts.append((first_update_ours(), first_update_nanogpt(peer)))
+        print(f"round {number}: {ours[-1]}, nanoGPT: {theirs[-1]}, starts {starts[-1]}", flush=True)
+    return speed_rows(ours, theirs, starts)
 
 
 def loss_rows(ours: list[Outcome], theirs: list[Outcome], published: bool) -> list[Row]:
@@ -138,37 +168,20 @@ def loss_rows(ours: list[Outcome], theirs: list[Outcome], published: bool) -> li
     return rows
 
 
-def speed_rows(peer: Path, ours: list[Outcome], theirs: list[Outcome]) -> list[Row]:
-    """Time per step, of a whole run, and to the first update."""
-    starts = [(first_update_ours(), first_update_nanogpt(peer)) for _ in range(3)]
-    return [
-        row(
-            "time per step",
-            [run.step_ms for run in ours],
+def speed_rows(ours: list[Speed], theirs: list[Speed], starts: list[tuple[float, float]]) -> list[Row]:
+    """Time per step by the clock and of the processor, and to the first update."""
+    figures = {
+        "time per step": ([r.step_ms for r in ours], [r.step_ms for r in theirs], "ms"),
+        "processor time per step, start included": (
+            [r.processor_ms for r in ours],
+            [r.processor_ms for r in theirs],
             "ms",
-            peer="nanoGPT",
-            peer_values=[run.step_ms for run in theirs],
-            limit=1.0,
-            of="ratio",
         ),
-        row(
-            "whole run",
-            [run.seconds for run in ours],
-            "s",
-            peer="nanoGPT",
-            peer_values=[run.seconds for run in theirs],
-            limit=1.0,
-            of="ratio",
-        ),
-        row(
-            "start of the process to the first update",
-            [start[0] for start in starts],
-            "s",
-            peer="nanoGPT",
-            peer_values=[start[1] for start in starts],
-            limit=1.0,
-            of="ratio",
-        ),
+        "start of the process to the first update": ([s[0] for s in starts], [s[1] for s in starts], "s"),
+    }
+    return [
+        row(name, values, unit, peer="nanoGPT", peer_values=peer_values, limit=1.0, of="ratio")
+        for name, (values, peer_values, unit) in figures.items()
     ]
 
 
@@ -181,20 +194,19 @@ def prepare(checkout: Path, copy: Path) -> Path:
     return copy
 
 
-def run_ours(folder: Path, seed: int, steps: int) -> Outcome:
+def run_ours(folder: Path, seed: int, steps: int) -> tuple[Outcome, Speed]:
     """``python -m trainer`` in a process of its own."""
     settings = {**CONFIG.model_dump(exclude_none=True), "seed": seed, "max_steps": steps}
     settings["eval_interval"] = evaluation_interval(steps)
-    command = [sys.executable, "-m", "trainer", "--out", str(folder)]
+    out = folder / f"ours-{seed}-{steps}"
+    command = [sys.executable, "-m", "trainer", "--out", str(out)]
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    output, seconds = timed(command, Path.cwd())
-    train, val = losses(output, steps)
-    step_ms = statistics.median(map(float, re.findall(r", ([\d.]+) ms/step", output)))
-    weights = read_tensors(folder / step_name(steps) / MODEL_FILE)
-    return Outcome(train, val, whole_val(weights), step_ms, seconds)
+    output, processor_s = timed(command, Path.cwd())
+    weights = read_tensors(out / step_name(steps) / MODEL_FILE)
+    return result(output, processor_s, steps, r", ([\d.]+) ms/step", weights)
 
 
-def run_nanogpt(peer: Path, seed: int, steps: int) -> Outcome:
+def run_nanogpt(peer: Path, seed: int, steps: int) -> tuple[Outcome, Speed]:
     """nanoGPT's train.py with this seed instead of the one written into it."""
     script = (peer / "train.py").read_text(encoding="utf-8")
     seeded = script.replace("manual_seed(1337", f"manual_seed({seed}")
@@ -203,10 +215,18 @@ def run_nanogpt(peer: Path, seed: int, steps: int) -> Outcome:
     lengths = [f"--max_iters={steps}", f"--lr_decay_iters={steps}"]
     lengths.append(f"--eval_interval={evaluation_interval(steps)}")
     command = [sys.executable, "seeded.py", *NANOGPT_ARGUMENTS, *lengths, f"--out_dir={out}"]
-    output, seconds = timed(command, peer)
+    output, processor_s = timed(command, peer)
+    return result(output, processor_s, steps, r"time ([\d.]+)ms", nanogpt_weights(out / "ckpt.pt", steps))
+
+
+def result(
+    output: str, processor_s: float, steps: int, step_ms: str, weights: dict[str, Tensor]
+) -> tuple[Outcome, Speed]:
+    """What a run printed and left; `step_ms` is the pattern of its times."""
     train, val = losses(output, steps)
-    step_ms = statistics.median(map(float, re.findall(r"time ([\d.]+)ms", output)))
-    return Outcome(train, val, whole_val(nanogpt_weights(out / "ckpt.pt", steps)), step_ms, seconds)
+    milliseconds = statistics.median(map(float, re.findall(step_ms, output)))
+    speed = Speed(milliseconds, processor_s / steps * 1000)
+    return Outcome(train, val, whole_val(weights)), speed
 
 
 def evaluation_interval(steps: int) -> int:
@@ -215,12 +235,13 @@ def evaluation_interval(steps: int) -> int:
 
 
 def timed(command: list[str], cwd: Path) -> tuple[str, float]:
-    """Output of a command that succeeds, and how long it took in seconds."""
-    begin = time.perf_counter()
+    """Output of a command that succeeds, and the processor time that it took in seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return done.stdout, time.perf_counter() - begin
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def losses(output: str, step: int) -> tuple[float, float]:

@@ -7,8 +7,8 @@ each other as the trainer's do (GOMP_SPINCOUNT), or a busy machine would decide 
 
 Compared with the weights after 2,000 updates: the printed estimate, and the loss over the whole val split,
 which has no sampling noise; and the same updates made in lock step from the same weights. Speed is measured
-in short runs that alternate, by the clock and by processor time, and from the start of the process to the first
-update.
+in short runs that alternate, by the clock and by processor time, and from the start of the process to the
+first update.
 """
 
 from __future__ import annotations

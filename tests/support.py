@@ -46,7 +46,12 @@ def process(argv: list[str], log: Path, **popen: object) -> Iterator[subprocess.
     """A process in a group of its own that writes to `log`; the group is ended at the end of the block."""
     with log.open("ab") as out:
         child = subprocess.Popen(
-            argv, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True, **popen
+            argv,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            **popen,
         )  # type: ignore[call-overload]
     try:
         yield child

@@ -17,7 +17,8 @@ Environment variables (all optional):
 ==========================  =========================================================================
 
 ``SIGTERM`` means "save and stop"; exit code :data:`EXIT_SAVED` answers "saved, resume me" and
-:data:`EXIT_USER_ERROR` "the configuration or data is wrong, trying again will not help".
+:data:`EXIT_USER_ERROR` "the configuration or data is wrong, trying again will not help". Exit code 0 always
+means "finished", also after SIGTERM.
 """
 
 from __future__ import annotations

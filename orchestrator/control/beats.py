@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 
 from orchestrator.clock import Clock
 from orchestrator.control.live import LiveBoard
@@ -15,7 +16,7 @@ from orchestrator.control.tracking import Tracking
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.messages import Beat, BeatReply, CheckpointNote, Order
-from orchestrator.store.ledger import Ledger
+from orchestrator.store.ledger import Ledger, Transaction
 from orchestrator.store.spool import Spool
 
 GRACE_S = 60.0
@@ -114,13 +115,23 @@ class Beats:
                 ledger.add_event(
                     run_id, now, "started", f"attempt {number} runs on {attempt.node}{from_step}"
                 )
-            for text in beat.events:
-                ledger.add_event(run_id, now, "agent", text)
-            for note in beat.checkpoints:
-                ledger.add_event(run_id, note.at, "checkpoint", _describe(note, attempt))
+            _add_events(ledger, attempt, beat, now)
         if begins:
             self._tracking.attempt_started(run)
         return run
+
+
+def _add_events(ledger: Transaction, attempt: AttemptRecord, beat: Beat, now: datetime) -> None:
+    """Add what is not there yet: an agent whose answer was lost says the same again."""
+    told = [(note.at, "checkpoint", _describe(note, attempt)) for note in beat.checkpoints]
+    told += [(now, "agent", text) for text in beat.events]
+    if not told:
+        return
+    since = attempt.created_at
+    known = {event.text for event in ledger.events(attempt.run_id) if event.at >= since}
+    for at, kind, text in told:
+        if text not in known:
+            ledger.add_event(attempt.run_id, at, kind, text)
 
 
 def _has_news(attempt: AttemptRecord, beat: Beat) -> bool:

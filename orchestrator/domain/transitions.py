@@ -10,6 +10,10 @@ from orchestrator.domain.states import CONSEQUENCES, Reason, RunState, Then
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_LONGEST_S = 60.0
+UNORDERED_PAUSE_S = 5.0
+"""Before the next attempt where one saved and ended although nobody had ordered it: costs no retry, but must
+not become a tight circle."""
+_UNORDERED = frozenset({Reason.SHUTDOWN, Reason.ACTOR_LOST, Reason.FENCED})
 
 _FINAL_STATE = {Then.SUCCEED: RunState.SUCCEEDED, Then.FAIL: RunState.FAILED, Then.CANCEL: RunState.CANCELLED}
 
@@ -22,7 +26,7 @@ def after_attempt(
     A cancel that was ordered wins over every other end except completion. Only reasons that
     :data:`CONSEQUENCES` maps to a retry use up one of the spec's retries.
     """
-    then = CONSEQUENCES[reason].then
+    then, ordered = CONSEQUENCES[reason].then, run.stop is not None
     if run.stop == Reason.CANCELLED and then != Then.SUCCEED:
         then, reason = Then.CANCEL, Reason.CANCELLED
     used = run.seconds_used + _seconds(attempt, now)
@@ -40,7 +44,10 @@ def after_attempt(
             retries_used=run.retries_used + 1,
             not_before=now + timedelta(seconds=pause),
         )
-    return replace(run, state=RunState.QUEUED, not_before=None)
+    pause_s = UNORDERED_PAUSE_S if reason in _UNORDERED and not ordered else 0.0
+    return replace(
+        run, state=RunState.QUEUED, not_before=now + timedelta(seconds=pause_s) if pause_s else None
+    )
 
 
 def cancel(run: RunRecord, now: datetime) -> RunRecord:

@@ -199,6 +199,17 @@ def test_output_arrives_once_whatever_is_repeated(api: TestClient, gateway: Pape
     assert not page["ended"]
 
 
+def test_news_that_is_repeated_is_one_event(api: TestClient, gateway: PaperGateway) -> None:
+    run_id = submit(api)
+    launched(gateway, run_id)
+    note = {"step": 10, "at": "2100-01-01T00:00:00Z", "size": 5, "seconds": 0.1}
+    for _ in range(3):
+        beat(api, run_id, events=["the store was slow"], checkpoints=[note])
+    texts = [event["text"] for event in api.get(f"/v1/runs/{run_id}").json()["events"]]
+    assert texts.count("the store was slow") == 1
+    assert len([text for text in texts if text.startswith("step 10 committed")]) == 1
+
+
 def test_artifacts_cannot_leave_their_folder(api: TestClient, gateway: PaperGateway) -> None:
     run_id = submit(api)
     launched(gateway, run_id)

@@ -16,8 +16,14 @@ def running(**values: object) -> RunRecord:
 
 @pytest.mark.parametrize("reason", [r for r in Reason if CONSEQUENCES[r].then == Then.QUEUE])
 def test_what_is_nobodys_fault_costs_no_retry(reason: Reason) -> None:
-    after = after_attempt(running(), attempt(), reason, "", LATER)
+    after = after_attempt(running(stop=Reason.MOVED), attempt(), reason, "", LATER)
     assert (after.state, after.retries_used, after.not_before) == (RunState.QUEUED, 0, None)
+
+
+def test_a_program_that_saves_and_ends_by_itself_does_not_spin() -> None:
+    after = after_attempt(running(), attempt(), Reason.SHUTDOWN, "", LATER)
+    assert (after.state, after.retries_used) == (RunState.QUEUED, 0)
+    assert after.not_before == LATER + timedelta(seconds=5)
 
 
 def test_crashes_are_tried_again_with_growing_pauses_then_given_up() -> None:

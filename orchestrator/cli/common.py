@@ -120,6 +120,9 @@ def print_error(message: str, remedy: str | None, kind: str, details: dict[str, 
 
     from orchestrator.cli.render import printable
 
+    if message.count("\n") and "problems" in (details or {}):
+        # Each begins its own line with its place.
+        message = f"{len(message.splitlines())} mistakes\n{message}"
     err.print(Text.assemble(("error: ", "bold red"), printable(message)))
     if remedy:
         err.print(Text.assemble(("remedy: ", "bold"), printable(remedy)))

@@ -84,6 +84,8 @@ class TrainerConfig(BaseModel):
     """Where to train; `auto` takes what the placement granted, else a GPU if there is one."""
     compile: bool = False
     """Use torch.compile: faster steps after up to a minute of compiling; needs a C++ compiler on a CPU."""
+    cuda_graph: bool = True
+    """On a GPU, launch each step as one CUDA graph: the same results, sooner. No effect under `compile`."""
 
     # Checkpoints (outside `orch` or where the spec's checkpoint policy does not say otherwise)
     checkpoint_interval: NonNegativeInt = 0

@@ -65,10 +65,21 @@ class AdamW:
         self.exp_avg = {name: torch.zeros_like(p) for name, p in named.items()}
         self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in named.items()}
         self._steps = {name: torch.zeros((), device=p.device) for name, p in named.items()}
+        self._lr: float | Tensor = config.learning_rate
+        self._on_gpu = all(p.device.type == "cuda" for p in named.values())
+        if self._on_gpu:  # where a recorded update can read it
+            self._lr = torch.zeros((), device=next(iter(named.values())).device)
+
+    def set_rate(self, lr: float) -> None:
+        """The learning rate of the updates that follow."""
+        if isinstance(self._lr, Tensor):
+            self._lr.fill_(lr)
+        else:
+            self._lr = lr
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Apply the gradients with rate `lr`, then drop them."""
+    def step(self) -> None:
+        """Apply the gradients, then drop them."""
         for group in self._groups:
             if not group.parameters:
                 continue
@@ -80,10 +91,11 @@ class AdamW:
                 [],
                 [self._steps[name] for name in group.names],
                 fused=self._fused,
+                capturable=self._on_gpu,
                 amsgrad=False,
                 beta1=self._betas[0],
                 beta2=self._betas[1],
-                lr=lr,
+                lr=self._lr,
                 weight_decay=group.weight_decay,
                 eps=_EPSILON,
                 maximize=False,

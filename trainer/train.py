@@ -24,6 +24,7 @@ from trainer.data import Batches, tokenise
 from trainer.device import choose_hardware
 from trainer.errors import TrainerError, UserError
 from trainer.evaluate import Evaluator
+from trainer.graph import GraphedUpdate
 from trainer.model import GPT
 from trainer.optimizer import AdamW, learning_rate
 from trainer.progress import Meter, introduction, say, step_line
@@ -41,10 +42,11 @@ def train(config: TrainerConfig, context: RunContext, folder: Path, restore_dir:
         return Training(config, context, folder, restore_dir).run()
     except OSError as e:
         raise TrainerError(f"cannot go on: {e}") from e
-    except torch.OutOfMemoryError as e:
-        reason = ". ".join(str(e).split(". ")[:2])  # the rest are figures of the allocator
-        raise TrainerError(f"out of GPU memory: {reason}; {_less_memory(config)}") from e
     except RuntimeError as e:
+        memory = e if isinstance(e, torch.OutOfMemoryError) else e.__context__
+        if isinstance(memory, torch.OutOfMemoryError):  # also where it spoiled the recording of a CUDA graph
+            reason = ". ".join(str(memory).split(". ")[:2])  # the rest are figures of the allocator
+            raise TrainerError(f"out of GPU memory: {reason}; {_less_memory(config)}") from e
         reason = str(e).strip().partition("\n")[0]
         if "DefaultCPUAllocator" in reason:
             raise TrainerError(f"out of memory: {reason}; {_less_memory(config)}") from e
@@ -69,6 +71,8 @@ class Training:
         self.model = GPT(config, len(self.dataset.vocabulary), seed).to(self.hardware.device)
         self.forward = _compiled(self.model) if config.compile else self.model
         self.optimizer = AdamW(self.model.named_parameters(), config)
+        graphed = config.cuda_graph and not config.compile and self.hardware.device.type == "cuda"
+        self.compute = GraphedUpdate(self._compute) if graphed else self._compute
         stop = context.stop_requested
         self.evaluator = Evaluator(self.model, self.forward, self.batches, self.hardware, stop)
         self.meter = Meter(config, self.hardware, self.model.parameter_count(positions=False))
@@ -102,16 +106,15 @@ class Training:
         k = self.step
         self.meter.count()
         lr = learning_rate(self.config, k)
-        loss = self._backward(*self.batches.train(k))
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
-        self.optimizer.step(lr)
+        self.optimizer.set_rate(lr)
+        self.hardware.seed_dropout(stream_seed(self.config.seed, Stream.DROPOUT, k))
+        loss, norm = self.compute(*self.batches.train(k))
         self.step = k + 1
         if k % self.config.log_interval == 0:
             self._log_step(k, loss.item(), norm.item(), lr)
 
-    def _backward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Gradients of the mean loss of inputs and targets (B, T), and that loss."""
-        self.hardware.seed_dropout(stream_seed(self.config.seed, Stream.DROPOUT, self.step))
+    def _compute(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Update the weights by the loss of inputs and targets (B, T); that loss and the gradient's norm."""
         parts = self.config.micro_batches
         total = torch.zeros((), device=x.device)
         for part in range(parts):
@@ -119,7 +122,9 @@ class Training:
                 loss = self.forward(x[part::parts], y[part::parts])[1] / parts
             loss.backward()
             total += loss.detach()
-        return total
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+        self.optimizer.step()
+        return total, norm
 
     def _log_step(self, step: int, loss: float, norm: float, lr: float) -> None:
         self._check_finite(step, "the training loss", loss)

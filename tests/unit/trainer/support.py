@@ -58,7 +58,7 @@ class SteeredContext:
     def __init__(self, folder: Path, stop: Callable[[], bool] = lambda: False) -> None:
         self.run_id: str | None = "test"
         self.attempt = 1
-        self.device: str | None = "cpu"
+        self.device: str | None = None
         self.cpus: int | None = 1
         self.restore_dir: Path | None = None
         self.checkpoint_dir: Path | None = folder

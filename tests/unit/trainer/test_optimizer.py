@@ -77,7 +77,8 @@ def test_updates_follow_the_definition() -> None:
     for t, lr in enumerate((0.1, 0.05, 0.02), start=1):
         gradients = {"matrix": [0.3 * t, -2.0], "vector": [1.0 / t]}
         matrix.grad, vector.grad = torch.tensor([gradients["matrix"]]), torch.tensor(gradients["vector"])
-        optimizer.step(lr)
+        optimizer.set_rate(lr)
+        optimizer.step()
         for name, decay in (("matrix", 0.1), ("vector", 0.0)):
             for i, g in enumerate(gradients[name]):
                 m[name][i] = 0.9 * m[name][i] + 0.1 * g

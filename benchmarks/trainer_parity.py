@@ -6,9 +6,9 @@ in ORCH_DATA_DIR, prepared by nanoGPT's own `prepare.py` in a copy of the checko
 each other as the trainer's do (GOMP_SPINCOUNT), or a busy machine would decide the comparison.
 
 Compared with the weights after 2,000 updates: the printed estimate, and the loss over the whole val split,
-which has no sampling noise; and the same updates made in lock step from the same weights. Speed is measured
-in short runs that alternate, by the clock and by processor time, and from the start of the process to the
-first update.
+which has no sampling noise. Both also make the same updates in turn from the same weights on the same batches:
+how far their losses differ, and the time per step. Short runs tell the processor time, start included, and the
+time from the start of the process to the first update.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import os
 import re
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -70,16 +69,6 @@ class Outcome:
     val_full: float
 
 
-@dataclass(frozen=True)
-class Speed:
-    """How fast one run was."""
-
-    step_ms: float
-    """Median over the run of what the program prints, without evaluations."""
-    processor_ms: float
-    """Processor time of the whole process, all threads, per step."""
-
-
 def main() -> None:
     """Measure and report."""
     options = parser(__doc__ or "")
@@ -98,9 +87,9 @@ def main() -> None:
         if args.part != "speed":
             steps, seeds = (300, args.seeds[:1]) if args.quick else (CONFIG.max_steps, args.seeds)
             rows += measure_losses(folder, peer, seeds, steps)
-            rows.append(lock_step(peer, updates=20))
+        rows += in_turn(peer, updates=60 if args.quick else 400)
         if args.part != "losses":
-            rows += measure_speed(folder, peer, rounds=2 if args.quick else 7)
+            rows += measure_speed(folder, peer, rounds=2 if args.quick else 5)
     report(rows, args.json)
 
 
@@ -110,19 +99,38 @@ def measure_losses(folder: Path, peer: Path, seeds: list[int], steps: int) -> li
     for seed in seeds:
         ours.append(run_ours(folder, seed, steps)[0])
         theirs.append(run_nanogpt(peer, seed, steps)[0])
-        print(f"seed {seed}: {ours[-1]}, nanoGPT: {theirs[-1]}", flush=True)
+        print(f"seed {seed}: {ours[-1]}, nanoGPT {theirs[-1]}", flush=True)
     return loss_rows(ours, theirs, published=steps == CONFIG.max_steps)
 
 
 def measure_speed(folder: Path, peer: Path, rounds: int, steps: int = 150) -> list[Row]:
-    """Short runs in turn."""
-    ours, theirs, starts = [], [], []
+    """Whole processes in turn."""
+    ours, theirs, our_starts, their_starts = [], [], [], []
     for number in range(rounds):
         ours.append(run_ours(folder, 100 + number, steps)[1])
         theirs.append(run_nanogpt(peer, 100 + number, steps)[1])
-        starts.append((first_update_ours(), first_update_nanogpt(peer)))
-        print(f"round {number}: {ours[-1]}, nanoGPT: {theirs[-1]}, starts {starts[-1]}", flush=True)
-    return speed_rows(ours, theirs, starts)
+        our_starts.append(first_update_ours())
+        their_starts.append(first_update_nanogpt(peer))
+    return [
+        row(
+            f"processor time of {steps} steps, start included",
+            ours,
+            "s",
+            peer="nanoGPT",
+            peer_values=theirs,
+            limit=1.0,
+            of="ratio",
+        ),
+        row(
+            "start of the process to the first update",
+            our_starts,
+            "s",
+            peer="nanoGPT",
+            peer_values=their_starts,
+            limit=1.0,
+            of="ratio",
+        ),
+    ]
 
 
 def loss_rows(ours: list[Outcome], theirs: list[Outcome], published: bool) -> list[Row]:
@@ -168,23 +176,6 @@ def loss_rows(ours: list[Outcome], theirs: list[Outcome], published: bool) -> li
     return rows
 
 
-def speed_rows(ours: list[Speed], theirs: list[Speed], starts: list[tuple[float, float]]) -> list[Row]:
-    """Time per step by the clock and of the processor, and to the first update."""
-    figures = {
-        "time per step": ([r.step_ms for r in ours], [r.step_ms for r in theirs], "ms"),
-        "processor time per step, start included": (
-            [r.processor_ms for r in ours],
-            [r.processor_ms for r in theirs],
-            "ms",
-        ),
-        "start of the process to the first update": ([s[0] for s in starts], [s[1] for s in starts], "s"),
-    }
-    return [
-        row(name, values, unit, peer="nanoGPT", peer_values=peer_values, limit=1.0, of="ratio")
-        for name, (values, peer_values, unit) in figures.items()
-    ]
-
-
 def prepare(checkout: Path, copy: Path) -> Path:
     """A copy of nanoGPT with its data prepared."""
     shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git", "out*"))
@@ -194,8 +185,8 @@ def prepare(checkout: Path, copy: Path) -> Path:
     return copy
 
 
-def run_ours(folder: Path, seed: int, steps: int) -> tuple[Outcome, Speed]:
-    """``python -m trainer`` in a process of its own."""
+def run_ours(folder: Path, seed: int, steps: int) -> tuple[Outcome, float]:
+    """``python -m trainer`` in a process of its own, and its processor time in seconds."""
     settings = {**CONFIG.model_dump(exclude_none=True), "seed": seed, "max_steps": steps}
     settings["eval_interval"] = evaluation_interval(steps)
     out = folder / f"ours-{seed}-{steps}"
@@ -203,11 +194,11 @@ def run_ours(folder: Path, seed: int, steps: int) -> tuple[Outcome, Speed]:
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     output, processor_s = timed(command, Path.cwd())
     weights = read_tensors(out / step_name(steps) / MODEL_FILE)
-    return result(output, processor_s, steps, r", ([\d.]+) ms/step", weights)
+    return Outcome(*losses(output, steps), whole_val(weights)), processor_s
 
 
-def run_nanogpt(peer: Path, seed: int, steps: int) -> tuple[Outcome, Speed]:
-    """nanoGPT's train.py with this seed instead of the one written into it."""
+def run_nanogpt(peer: Path, seed: int, steps: int) -> tuple[Outcome, float]:
+    """nanoGPT's train.py with this seed instead of the one written into it, and its processor time."""
     script = (peer / "train.py").read_text(encoding="utf-8")
     seeded = script.replace("manual_seed(1337", f"manual_seed({seed}")
     (peer / "seeded.py").write_text(seeded, encoding="utf-8")
@@ -216,17 +207,8 @@ def run_nanogpt(peer: Path, seed: int, steps: int) -> tuple[Outcome, Speed]:
     lengths.append(f"--eval_interval={evaluation_interval(steps)}")
     command = [sys.executable, "seeded.py", *NANOGPT_ARGUMENTS, *lengths, f"--out_dir={out}"]
     output, processor_s = timed(command, peer)
-    return result(output, processor_s, steps, r"time ([\d.]+)ms", nanogpt_weights(out / "ckpt.pt", steps))
-
-
-def result(
-    output: str, processor_s: float, steps: int, step_ms: str, weights: dict[str, Tensor]
-) -> tuple[Outcome, Speed]:
-    """What a run printed and left; `step_ms` is the pattern of its times."""
-    train, val = losses(output, steps)
-    milliseconds = statistics.median(map(float, re.findall(step_ms, output)))
-    speed = Speed(milliseconds, processor_s / steps * 1000)
-    return Outcome(train, val, whole_val(weights)), speed
+    weights = nanogpt_weights(out / "ckpt.pt", steps)
+    return Outcome(*losses(output, steps), whole_val(weights)), processor_s
 
 
 def evaluation_interval(steps: int) -> int:
@@ -270,37 +252,61 @@ def whole_val(weights: dict[str, Tensor]) -> float:
     return loss
 
 
-def lock_step(peer: Path, updates: int) -> Row:
-    """Both from the same weights on the same batches: the largest difference of their losses."""
-    nanogpt = load_module(peer / "model.py")
+def in_turn(peer: Path, updates: int, warm_up: int = 5) -> list[Row]:
+    """Both from the same weights on the same batches, update by update.
+
+    The losses are compared over the first 20 updates, after which rounding errors have had time to grow. Ours
+    includes drawing the batch.
+    """
     training = quiet_training(CONFIG)
-    C = CONFIG
-    with contextlib.redirect_stdout(io.StringIO()):
-        shape = nanogpt.GPTConfig(C.block_size, 65, C.n_layer, C.n_head, C.n_embd, C.dropout, C.bias)
-        model = nanogpt.GPT(shape)
-        adamw = model.configure_optimizers(C.weight_decay, C.learning_rate, (C.beta1, C.beta2), "cpu")
-    weights = {f"transformer.{name}": p.detach().clone() for name, p in training.model.named_parameters()}
-    model.load_state_dict({**weights, "lm_head.weight": weights["transformer.wte.weight"]})
-    worst = 0.0
+    theirs = NanoGPT(peer, training)
+    worst, our_ms, their_ms = 0.0, [], []
     for step in range(updates):
         x, y = (part.contiguous() for part in training.batches.train(step))
-        for group in adamw.param_groups:
-            group["lr"] = learning_rate(C, step)
-        loss = model(x, y)[1]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), C.grad_clip)
-        adamw.step()
-        adamw.zero_grad(set_to_none=True)
-        worst = max(worst, abs(loss.item() - training.evaluator.batch_loss(step)))
+        expected = training.evaluator.batch_loss(step)
+        begin = time.perf_counter()
+        loss = theirs.update(x, y, learning_rate(CONFIG, step))
+        middle = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
             training.update()
-    return row(
-        f"largest difference of the loss over {updates} updates in lock step",
-        [worst],
-        "nats",
-        peer="nanoGPT's model and optimizer",
-        limit=1e-4,
-    )
+        end = time.perf_counter()
+        if step < 20:
+            worst = max(worst, abs(loss - expected))
+        if step >= warm_up:
+            their_ms.append((middle - begin) * 1000)
+            our_ms.append((end - middle) * 1000)
+    return [
+        row("loss in lock step, largest difference", [worst], "nats", limit=1e-4),
+        row("time per step", our_ms, "ms", peer="nanoGPT", peer_values=their_ms, limit=1.0, of="ratio"),
+    ]
+
+
+class NanoGPT:
+    """nanoGPT's model and optimizer, with the weights of a training of ours."""
+
+    def __init__(self, checkout: Path, training: Training) -> None:
+        C = training.config
+        module = load_module(checkout / "model.py")
+        with contextlib.redirect_stdout(io.StringIO()):
+            vocabulary = len(training.dataset.vocabulary)
+            shape = (C.block_size, vocabulary, C.n_layer, C.n_head, C.n_embd, C.dropout, C.bias)
+            self.model = module.GPT(module.GPTConfig(*shape))
+            betas = (C.beta1, C.beta2)
+            self.adamw = self.model.configure_optimizers(C.weight_decay, C.learning_rate, betas, "cpu")
+        weights = {f"transformer.{name}": p.detach().clone() for name, p in training.model.named_parameters()}
+        self.model.load_state_dict({**weights, "lm_head.weight": weights["transformer.wte.weight"]})
+        self.limit = C.grad_clip
+
+    def update(self, x: Tensor, y: Tensor, lr: float) -> float:
+        """What one iteration of its loop does after it has a batch; the loss."""
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        loss = self.model(x, y)[1]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.limit)
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        return float(loss.item())
 
 
 def quiet_training(config: TrainerConfig) -> Training:

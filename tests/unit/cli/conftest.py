@@ -18,6 +18,14 @@ from orchestrator.client import Client
 from tests.unit.cli.fake import NOW, TOKEN, FakeController, serve
 
 
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn must not depend on the terminal that the tests are started from."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @dataclass(frozen=True)
 class Result:
     """What a command left behind."""

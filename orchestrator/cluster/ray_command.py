@@ -38,6 +38,8 @@ _QUIET: Final = {
     # Ray would kill actors when the machine runs short of memory. Ours hold none: it would end runs and free
     # nothing.
     "RAY_memory_monitor_refresh_ms": "0",
+    # Ray makes its workers nice (15), agents and programs inherit it, and only root could take it back.
+    "RAY_worker_niceness": "0",
 }
 _FAST: Final = {
     # On one machine nothing can be slow but the machine itself. A killed raylet is refused connections at

@@ -7,8 +7,8 @@ each other as the trainer's do (GOMP_SPINCOUNT), or a busy machine would decide 
 
 Compared with the weights after 2,000 updates: the printed estimate, and the loss over the whole val split,
 which has no sampling noise. Both also make the same updates in turn, from the same weights on the same
-batches: that gives the difference of their losses and the time per step. Short runs tell the processor time, start
-included, and the time from the start of the process to the first update.
+batches: that gives the difference of their losses and the time per step. Short runs tell the processor time,
+start included, and the time from the start of the process to the first update.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import os
 import re
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -277,8 +278,22 @@ def in_turn(peer: Path, updates: int, warm_up: int = 5) -> list[Row]:
             our_ms.append((end - middle) * 1000)
     return [
         row("loss in lock step, largest difference", [worst], "nats", limit=1e-4),
-        row("time per step", our_ms, "ms", peer="nanoGPT", peer_values=their_ms, limit=1.0, of="ratio"),
+        row(
+            "time per step",
+            medians(our_ms),
+            "ms",
+            peer="nanoGPT",
+            peer_values=medians(their_ms),
+            limit=1.0,
+            of="ratio",
+        ),
     ]
+
+
+def medians(values: list[float], parts: int = 5) -> list[float]:
+    """The median of each fifth, so that their spread tells how steady it was."""
+    size = len(values) // parts
+    return [statistics.median(values[part * size : (part + 1) * size]) for part in range(parts)]
 
 
 class NanoGPT:

@@ -138,13 +138,20 @@ def test_the_summary_has_what_matters() -> None:
     assert "none" in summary(waiting(), None).plain
 
 
+def _heed_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("extra", [[], ["--json"]])
 def test_ctrl_c_only_detaches(fake: FakeController, tmp_path: Path, extra: list[str]) -> None:
     fake.add(detail())
     env = {**os.environ, "ORCH_URL": fake.url, "ORCH_TOKEN": TOKEN}
     argv = [sys.executable, "-m", "orchestrator.cli.main", "follow", "demo", *extra]
     with (tmp_path / "out").open("w+") as out, (tmp_path / "err").open("w+") as err:
-        child = subprocess.Popen(argv, stdout=out, stderr=err, env=env, start_new_session=True)
+        # Tests that were started in the background ignore SIGINT, and so would what they start.
+        child = subprocess.Popen(
+            argv, stdout=out, stderr=err, env=env, start_new_session=True, preexec_fn=_heed_sigint
+        )
         try:
             wait_until(lambda: len(fake.requests) >= 1, 20)
             time.sleep(0.2)

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from orchestrator.contract import DATASET_FILE, EXIT_SAVED, RunContext
 from trainer import checkpoint
@@ -22,11 +21,11 @@ from trainer.config import TrainerConfig
 from trainer.corpus import find_corpus
 from trainer.data import Batches, tokenise
 from trainer.device import choose_hardware
+from trainer.engine import EagerEngine, Engine
 from trainer.errors import TrainerError, UserError
 from trainer.evaluate import Evaluator
-from trainer.graph import GraphedUpdate
 from trainer.model import GPT
-from trainer.optimizer import AdamW, learning_rate
+from trainer.optimizer import learning_rate
 from trainer.progress import Meter, introduction, say, step_line
 from trainer.rng import Stream, stream_seed
 from trainer.sample import generate
@@ -69,12 +68,10 @@ class Training:
         self.batches = Batches(self.dataset, config, self.hardware.device)
         seed = stream_seed(config.seed, Stream.INIT)
         self.model = GPT(config, len(self.dataset.vocabulary), seed).to(self.hardware.device)
-        self.forward = _compiled(self.model) if config.compile else self.model
-        self.optimizer = AdamW(self.model.named_parameters(), config)
-        graphed = config.cuda_graph and not config.compile and self.hardware.device.type == "cuda"
-        self.compute = GraphedUpdate(self._compute) if graphed else self._compute
+        self.engine: Engine = EagerEngine(config, self.model, self.batches, self.hardware)
+        self.optimizer = self.engine.optimizer
         stop = context.stop_requested
-        self.evaluator = Evaluator(self.model, self.forward, self.batches, self.hardware, stop)
+        self.evaluator = Evaluator(self.model, self.engine.forward, self.batches, self.hardware, stop)
         self.meter = Meter(config, self.hardware, self.model.parameter_count(positions=False))
         self.step = 0
         self.saved_step: int | None = None
@@ -105,26 +102,10 @@ class Training:
         """One optimizer update, from step k to k + 1, on B sequences of T tokens."""
         k = self.step
         self.meter.count()
-        lr = learning_rate(self.config, k)
-        self.optimizer.set_rate(lr)
-        self.hardware.seed_dropout(stream_seed(self.config.seed, Stream.DROPOUT, k))
-        loss, norm = self.compute(*self.batches.train(k))
+        loss, norm = self.engine.update(k)
         self.step = k + 1
         if k % self.config.log_interval == 0:
-            self._log_step(k, loss.item(), norm.item(), lr)
-
-    def _compute(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Update the weights by the loss of inputs and targets (B, T); that loss and the gradient's norm."""
-        parts = self.config.micro_batches
-        total = torch.zeros((), device=x.device)
-        for part in range(parts):
-            with self.hardware.autocast():
-                loss = self.forward(x[part::parts], y[part::parts])[1] / parts
-            loss.backward()
-            total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
-        self.optimizer.step()
-        return total, norm
+            self._log_step(k, loss.item(), norm.item(), learning_rate(self.config, k))
 
     def _log_step(self, step: int, loss: float, norm: float, lr: float) -> None:
         self._check_finite(step, "the training loss", loss)
@@ -260,11 +241,6 @@ class Training:
                 f"{what} is {value} at step {step}: training diverged, and this step was not saved; lower "
                 f"learning_rate ({self.config.learning_rate}) or set grad_clip ({self.config.grad_clip})"
             )
-
-
-def _compiled(model: GPT) -> nn.Module:
-    compiled: nn.Module = torch.compile(model)  # type: ignore[assignment]
-    return compiled
 
 
 def _less_memory(config: TrainerConfig) -> str:

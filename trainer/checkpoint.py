@@ -77,6 +77,8 @@ class State(BaseModel):
     dataset_sha256: str
     vocabulary: str
     """Every character that the model knows, in the order of the tokens."""
+    vocabulary_size: int | None = None
+    """How many tokens the model knows, where they stand for no characters; then `vocabulary` is empty."""
     evaluation: Evaluation | None = None
     """The newest one."""
     best: Evaluation | None = None
@@ -219,6 +221,11 @@ def check_fits(restored: State, config: TrainerConfig, dataset: Dataset) -> None
         raise UserError(
             f"the checkpoint was trained on {restored.dataset} (SHA-256 {restored.dataset_sha256[:12]}), the "
             f"configuration names {dataset.name} ({dataset.sha256[:12]}); the text cannot change on resume"
+        )
+    if restored.vocabulary_size != dataset.vocabulary.size:
+        raise UserError(
+            f"the checkpoint's model knows {restored.vocabulary_size} tokens, the configuration's "
+            f"{dataset.vocabulary.size}; vocab_size cannot change on resume"
         )
     if restored.vocabulary != dataset.vocabulary.characters:
         raise DamagedCheckpoint("the checkpoint's vocabulary is not that of its text")

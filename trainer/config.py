@@ -21,7 +21,10 @@ class TrainerConfig(BaseModel):
 
     # Data
     dataset: str = "tiny-shakespeare"
-    """`tiny-shakespeare`, `shakespeare-plays`, or the path or http(s) URL of a UTF-8 text file."""
+    """`tiny-shakespeare`, `shakespeare-plays`, the path or http(s) URL of a UTF-8 text file, or the path of a
+    folder with train.bin and val.bin: uint16 tokens as nanoGPT prepares them."""
+    vocab_size: PositiveInt | None = None
+    """Tokens that the model knows, for such a folder; what its files hold when unset (50304 for GPT-2's)."""
 
     # Model
     n_layer: PositiveInt = 4

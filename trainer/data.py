@@ -1,4 +1,4 @@
-"""Characters as tokens, and batches that are a pure function of (seed, step)."""
+"""Tokens, what they stand for, and batches that are a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,39 @@ import torch
 from torch import Tensor
 
 from trainer.config import TrainerConfig
-from trainer.corpus import Corpus
+from trainer.corpus import Corpus, find_corpus
 from trainer.errors import UserError
 from trainer.rng import Stream, stream_seed
+from trainer.tokenfiles import TokenFiles, find_token_files
 
 Split = Literal["train", "val"]
 _EVAL_STREAM = {"train": Stream.EVAL_TRAIN, "val": Stream.EVAL_VAL}
 _TRAIN_FRACTION = 0.9
 _PROBE_SEQUENCES = 4
 _UNICODE_END = 0x110000
+_INT16_TOKENS = 1 << 15
 
 
 class Vocabulary:
-    """The distinct characters of a text in code-point order; a token is a character's place among them."""
+    """The distinct characters of a text, by code point where they were taken from the text; a token is a
+    character's place among them."""
+
+    unit = "characters"
+    """What people call the tokens."""
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
         self._token = {character: token for token, character in enumerate(characters)}
+
+    @property
+    def size(self) -> int | None:
+        """How many tokens there are, where `characters` does not tell."""
+        return None
+
+    @property
+    def opening(self) -> str:
+        """What a sample goes on from where nothing else is asked for: a line end if there is one."""
+        return "\n" if "\n" in self.characters else self.characters[0]
 
     def __len__(self) -> int:
         return len(self.characters)
@@ -49,9 +65,55 @@ class Vocabulary:
         return "".join(self.characters[token] for token in tokens)
 
 
+class TokenIds(Vocabulary):
+    """Tokens of which nobody says what they stand for: their text is their numbers, such as ``464 3290``."""
+
+    unit = "tokens"
+
+    def __init__(self, size: int) -> None:
+        super().__init__("")
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return self._size
+
+    @property
+    def opening(self) -> str:
+        """The token 0."""
+        return "0"
+
+    def __len__(self) -> int:
+        return self._size
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers in a text; the token 0 for one of blanks and line ends only.
+
+        Raises:
+            UserError: something else is in the text, or a number is not below the vocabulary's size.
+        """
+        words = text.split() or [self.opening]
+        unknown = [word for word in words if not word.isdecimal() or int(word) >= self._size]
+        if unknown:
+            raise UserError(
+                f"the model knows tokens by their numbers, 0 to {self._size - 1}, not {' '.join(unknown)}"
+            )
+        return [int(word) for word in words]
+
+    def decode(self, tokens: list[int]) -> str:
+        """The numbers, with blanks between them."""
+        return " ".join(map(str, tokens))
+
+
+def vocabulary_of(characters: str, size: int | None = None) -> Vocabulary:
+    """The vocabulary that a checkpoint describes: by its characters, or where there are none by its size."""
+    return Vocabulary(characters) if size is None else TokenIds(size)
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """A tokenised text: the first 90 % of the characters to train on, the rest to validate."""
+    """Tokens to train on and to validate with, and what they stand for."""
 
     name: str
     sha256: str
@@ -60,7 +122,7 @@ class Dataset:
     val: Tensor
 
     def split(self, name: Split) -> Tensor:
-        """Tokens of one split, shape (characters,)."""
+        """Tokens of one split, shape (tokens,)."""
         return self.train if name == "train" else self.val
 
     def describe(self, file: Path) -> None:
@@ -70,8 +132,44 @@ class Dataset:
         file.write_text(json.dumps({"name": self.name, "digest": self.sha256, "profile": profile}) + "\n")
 
 
+def load_dataset(config: TrainerConfig) -> Dataset:
+    """What the setting `dataset` names: a folder of token files, or else a text.
+
+    Raises:
+        UserError: it cannot be found, read or used; the message says why.
+    """
+    files = find_token_files(config.dataset)
+    if files is not None:
+        return from_files(files, config)
+    if config.vocab_size is not None:
+        raise UserError(
+            "vocab_size is for folders with train.bin and val.bin; a text decides its vocabulary itself"
+        )
+    return tokenise(find_corpus(config.dataset), config.block_size)
+
+
+def from_files(files: TokenFiles, config: TrainerConfig) -> Dataset:
+    """Token files as a dataset on the CPU; its tensors are the mapped files, nothing is copied.
+
+    Raises:
+        UserError: a token is beyond the vocabulary, or a split is too short for one sequence.
+    """
+    size = files.vocabulary_size(config.vocab_size)
+    for name, tokens in (("train", files.train), ("val", files.val)):
+        if len(tokens) <= config.block_size:
+            raise UserError(
+                f"{files.name}/{name}.bin has {len(tokens)} tokens: too few for block_size "
+                f"{config.block_size}"
+            )
+    # More operations know int16 than uint16: the latter is for tokens that need the 16th bit.
+    dtype = np.int16 if files.largest < _INT16_TOKENS else np.uint16
+    train, val = (torch.from_numpy(tokens.view(dtype)) for tokens in (files.train, files.val))
+    vocabulary = Vocabulary(files.characters) if files.characters is not None else TokenIds(size)
+    return Dataset(files.name, files.sha256, vocabulary, train, val)
+
+
 def tokenise(corpus: Corpus, block_size: int) -> Dataset:
-    """Tokens of a text, as small integers on the CPU.
+    """Tokens of a text, as small integers on the CPU: the first 90 % to train on, the rest to validate.
 
     Raises:
         UserError: a split is too short for one sequence of `block_size` and its targets.
@@ -98,24 +196,52 @@ class Batches:
 
     Which sequences they are depends on the seed, the step and the purpose only: not on the device, nor on how
     often or in which order batches are drawn. So there is no state to save.
+
+    Of `world` ranks, rank r gets the sequences r, r + world, r + 2 world, ... of each batch, b = B / world in
+    number: together they are the batch of a single rank, whatever the number of ranks.
+
+    Raises:
+        UserError: `world` does not divide batch_size, or the tokens are too many for the GPU's memory.
     """
 
-    def __init__(self, dataset: Dataset, config: TrainerConfig, device: torch.device) -> None:
-        self._tokens: dict[Split, Tensor] = {
-            "train": dataset.train.to(device),
-            "val": dataset.val.to(device),
-        }
+    def __init__(
+        self, dataset: Dataset, config: TrainerConfig, device: torch.device, rank: int = 0, world: int = 1
+    ) -> None:
+        if config.batch_size % world:
+            raise UserError(f"batch_size ({config.batch_size}) must be a multiple of the {world} ranks")
+        try:
+            self._tokens: dict[Split, Tensor] = {
+                "train": dataset.train.to(device),
+                "val": dataset.val.to(device),
+            }
+        except torch.OutOfMemoryError as e:
+            needed = sum(t.numel() * t.element_size() for t in (dataset.train, dataset.val)) / 1e9
+            raise UserError(f"{dataset.name} takes {needed:.1f} GB: more than the GPU has free") from e
         self._config = config
         self._device = device
+        self._rank = rank
+        self._world = world
         self._window = torch.arange(config.block_size + 1, device=device)
 
     def train(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of the update that leads from `step` to `step` + 1: inputs and targets, (B, T) each."""
-        starts = self._starts("train", Stream.TRAIN, step, self._config.batch_size)
-        return self._cut("train", starts)
+        """This rank's part of the batch of the update that leads from `step` to `step` + 1: inputs and
+        targets, (b, T) each."""
+        return self._cut("train", self.starts(step, 1)[0])
+
+    def starts(self, first_step: int, count: int) -> Tensor:
+        """Start positions in the train split, (count, b) int64 on the CPU: row i is the batch of the update
+        that leads on from `first_step` + i, as in :meth:`train`."""
+        B = self._config.batch_size
+        rows = [self._starts("train", Stream.TRAIN, first_step + i, B) for i in range(count)]
+        return torch.stack(rows)[:, self._rank :: self._world].contiguous()
+
+    def tokens(self, split: Split) -> Tensor:
+        """All tokens of a split on the device, (tokens,), in the small integer type that they are kept in."""
+        return self._tokens[split]
 
     def evaluation(self, split: Split, step: int) -> list[Tensor]:
-        """Start positions (B,) of the `eval_batches` batches of the evaluation at `step`; see :meth:`at`."""
+        """Start positions (b,) of this rank's part of the `eval_batches` batches of the evaluation at `step`;
+        see :meth:`at`."""
         count = self._config.eval_batches * self._config.batch_size
         starts = self._starts(split, _EVAL_STREAM[split], step, count)
         return self._grouped(starts)
@@ -125,7 +251,8 @@ class Batches:
         return self._cut(split, starts)
 
     def whole(self, split: Split) -> list[Tensor]:
-        """Start positions, (B,) or fewer in the last batch, of consecutive sequences over the split.
+        """Start positions, (b,) or fewer in the last batch, of this rank's part of consecutive sequences over
+        the split. The last batch may be missing on some ranks.
 
         Less than T characters at its end are left out.
         """
@@ -134,12 +261,14 @@ class Batches:
         return self._grouped(starts)
 
     def probe(self) -> tuple[Tensor, Tensor]:
-        """A few sequences that are the same for every run on this text with this block size."""
+        """A few sequences that are the same for every run on this text with this block size, on each rank."""
         return self._cut("val", self._starts("val", Stream.PROBE, 0, _PROBE_SEQUENCES, seed=0))
 
     def _grouped(self, starts: Tensor) -> list[Tensor]:
+        """This rank's part of batches of B."""
         B = self._config.batch_size
-        return [starts[begin : begin + B] for begin in range(0, len(starts), B)]
+        parts = [starts[begin + self._rank : begin + B : self._world] for begin in range(0, len(starts), B)]
+        return [part for part in parts if len(part)]
 
     def _starts(self, split: Split, stream: Stream, step: int, count: int, seed: int | None = None) -> Tensor:
         seed = self._config.seed if seed is None else seed

@@ -91,8 +91,8 @@ def introduction(config: TrainerConfig, dataset: Dataset, model: GPT, hardware: 
     """What is trained, on what, and where."""
     B, T = config.batch_size, config.block_size
     say(
-        f"{dataset.name}: {len(dataset.train):,} characters to train, {len(dataset.val):,} to validate, "
-        f"{len(dataset.vocabulary)} distinct"
+        f"{dataset.name}: {len(dataset.train):,} {dataset.vocabulary.unit} to train, "
+        f"{len(dataset.val):,} to validate, {len(dataset.vocabulary)} distinct"
     )
     say(f"model: {model.parameter_count():,} parameters; batch: {B} x {T} = {B * T:,} tokens per step")
     where = f"{hardware.threads} threads" if hardware.device.type == "cpu" else hardware.name()

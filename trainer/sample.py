@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from trainer import checkpoint
-from trainer.data import Vocabulary
+from trainer.data import Vocabulary, vocabulary_of
 from trainer.errors import TrainerError, UserError
 from trainer.model import GPT
 from trainer.rng import Stream, stream_seed
@@ -23,7 +23,7 @@ def load_model(directory: Path, device: str = "cpu") -> tuple[GPT, checkpoint.St
         DamagedCheckpoint: a file is missing or damaged.
     """
     state = checkpoint.read_state(directory)
-    model = GPT(state.config, len(state.vocabulary))
+    model = GPT(state.config, len(vocabulary_of(state.vocabulary, state.vocabulary_size)))
     weights = checkpoint.read_tensors(directory / checkpoint.MODEL_FILE)
     checkpoint.copy_into(dict(model.named_parameters()), weights, "model")
     return model.to(device).eval(), state
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, state = load_model(directory, arguments.device)
         text = generate(
             model,
-            Vocabulary(state.vocabulary),
+            vocabulary_of(state.vocabulary, state.vocabulary_size),
             tokens=arguments.tokens,
             prompt=arguments.prompt,
             temperature=arguments.temperature,

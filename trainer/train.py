@@ -18,8 +18,7 @@ from orchestrator.contract import DATASET_FILE, EXIT_SAVED, RunContext
 from trainer import checkpoint
 from trainer.checkpoint import Evaluation, Restored, State
 from trainer.config import TrainerConfig
-from trainer.corpus import find_corpus
-from trainer.data import Batches, tokenise
+from trainer.data import Batches, load_dataset
 from trainer.device import choose_hardware
 from trainer.engine import EagerEngine, Engine
 from trainer.errors import TrainerError, UserError
@@ -64,7 +63,7 @@ class Training:
         self.context = context
         self.folder = folder
         self.hardware = choose_hardware(config, context)
-        self.dataset = tokenise(find_corpus(config.dataset), config.block_size)
+        self.dataset = load_dataset(config)
         self.batches = Batches(self.dataset, config, self.hardware.device)
         seed = stream_seed(config.seed, Stream.INIT)
         self.model = GPT(config, len(self.dataset.vocabulary), seed).to(self.hardware.device)
@@ -159,6 +158,7 @@ class Training:
             dataset=self.dataset.name,
             dataset_sha256=self.dataset.sha256,
             vocabulary=self.dataset.vocabulary.characters,
+            vocabulary_size=self.dataset.vocabulary.size,
             evaluation=self.evaluation,
             best=self.best,
             train_loss=self.train_loss,
@@ -226,7 +226,7 @@ class Training:
             self.model.eval(),
             vocabulary,
             tokens=self.config.sample_tokens,
-            prompt="\n" if "\n" in vocabulary.characters else vocabulary.characters[0],
+            prompt=vocabulary.opening,
             seed=self.config.seed,
             stop=self.context.stop_requested,
         )

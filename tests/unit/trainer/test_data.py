@@ -110,3 +110,41 @@ def test_corpus_hash_is_that_of_normal_line_ends(tmp_path: Path) -> None:
     found = find_corpus(str(tmp_path / "dos.txt"))
     assert found.text == "one\ntwo\n"
     assert found.sha256 == hashlib.sha256(b"one\ntwo\n").hexdigest()
+
+
+def test_ranks_share_the_batches_of_one(text: Path) -> None:
+    config = tiny(text, batch_size=6)
+    data = tokenise(find_corpus(config.dataset), config.block_size)
+    alone = Batches(data, config, CPU)
+    for world in (2, 3, 6):
+        ranks = [Batches(data, config, CPU, rank, world) for rank in range(world)]
+        for part, whole in zip(zip(*(r.train(5) for r in ranks), strict=True), alone.train(5), strict=True):
+            assert torch.equal(torch.stack(part, dim=1).flatten(0, 1), whole)
+        for listed in ("evaluation", "whole"):
+            arguments = ("val", 4) if listed == "evaluation" else ("val",)
+            shares = [torch.cat(getattr(rank, listed)(*arguments)) for rank in ranks]
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+            everything = torch.cat(getattr(alone, listed)(*arguments))
+            assert torch.equal(torch.cat(shares).sort().values, everything.sort().values)
+        assert all(len(part) for rank in ranks for part in rank.whole("val"))
+        assert all(torch.equal(rank.probe()[0], alone.probe()[0]) for rank in ranks)
+
+
+def test_the_ranks_must_divide_the_batch(text: Path) -> None:
+    config = tiny(text, batch_size=6)
+    with pytest.raises(UserError, match=r"batch_size \(6\) must be a multiple of the 4 ranks"):
+        Batches(tokenise(find_corpus(config.dataset), config.block_size), config, CPU, 0, 4)
+
+
+def test_many_steps_are_drawn_at_once(text: Path) -> None:
+    config = tiny(text)
+    data = tokenise(find_corpus(config.dataset), config.block_size)
+    for rank, world in ((0, 1), (1, 2)):
+        made = Batches(data, config, CPU, rank, world)
+        starts = made.starts(3, 5)
+        assert (starts.shape, starts.dtype) == ((5, 4 // world), torch.int64)
+        for row, step in zip(starts, range(3, 8), strict=True):
+            x, y = made.train(step)
+            sequences = made.tokens("train").long().unfold(0, 9, 1)[row]
+            assert torch.equal(sequences[:, :-1], x)
+            assert torch.equal(sequences[:, 1:], y)

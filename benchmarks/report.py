@@ -1,16 +1,21 @@
-"""What all benchmark scripts share: options, medians, and rows that name their peer."""
+"""What all benchmark scripts share: options, medians, rows that name their peer, and facts of the machine."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import statistics
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,8 @@ class Row:
     """One figure against its peer, both measured in the same run."""
 
     name: str
-    value: float
+    value: float | None
+    """None: not measured, and `note` says why."""
     unit: str
     peer: str
     peer_value: float | None
@@ -28,6 +34,7 @@ class Row:
     met: bool | None
     spread: float | None
     """(max - min) / median of what `value` is the median of."""
+    note: str = ""
 
 
 def row(
@@ -40,6 +47,7 @@ def row(
     limit: float | None = None,
     of: Literal["value", "ratio"] = "value",
     at_most: bool = True,
+    note: str = "",
 ) -> Row:
     """The median of `values` beside its peer's; `limit` is the goal for the value or for the ratio."""
     value = statistics.median(values)
@@ -49,7 +57,12 @@ def row(
     met = None if limit is None or judged is None else (judged <= limit if at_most else judged >= limit)
     goal = "" if limit is None else f"{of} {'<=' if at_most else '>='} {limit:g}"
     spread = (max(values) - min(values)) / value if len(values) > 1 and value else None
-    return Row(name, value, unit, peer, peer_value, ratio, goal, met, spread)
+    return Row(name, value, unit, peer, peer_value, ratio, goal, met, spread, note)
+
+
+def unmeasured(name: str, reason: str, goal: str = "") -> Row:
+    """A figure that this machine or this run cannot give."""
+    return Row(name, None, "", "", None, None, goal, None, None, reason)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -60,15 +73,74 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
-def report(rows: Sequence[Row], file: Path | None) -> None:
+def report(rows: Sequence[Row], file: Path | None, extra: Mapping[str, Any] | None = None) -> None:
     """Print the rows as a table and write them as JSON."""
-    print(f"\n{'figure':44} {'value':>12} {'peer':>12} {'ratio':>7}  {'goal':16} met")
+    width = max([44, *(len(r.name) for r in rows)])
+    print(f"\n{'figure':{width}} {'value':>12} {'peer':>12} {'ratio':>7}  {'goal':16} met")
     for r in rows:
+        value = f"{r.value:9.4g} {r.unit:2}" if r.value is not None else "not measured"
         peer = f"{r.peer_value:12.4g}" if r.peer_value is not None else " " * 12
         ratio = f"{r.ratio:7.3f}" if r.ratio is not None else " " * 7
         met = {True: "yes", False: "NO", None: ""}[r.met]
-        print(f"{r.name:44} {r.value:9.4g} {r.unit:2} {peer} {ratio}  {r.goal:16} {met}")
+        note = f" ({r.note.splitlines()[0]})" if r.note else ""
+        print(f"{r.name:{width}} {value} {peer} {ratio}  {r.goal:16} {met}{note}")
     if file is not None:
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        content = {"machine": machine, "python": platform.python_version(), "rows": [asdict(r) for r in rows]}
-        file.write_text(json.dumps(content, indent=2) + "\n")
+        write(rows, file, extra)
+
+
+def write(rows: Sequence[Row], file: Path, extra: Mapping[str, Any] | None = None) -> None:
+    """The rows, the machine and whatever else as JSON. Called after each part, so that none is lost."""
+    content = {
+        "machine": machine(),
+        "python": platform.python_version(),
+        **(extra or {}),
+        "rows": [asdict(r) for r in rows],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(file)
+
+
+def machine() -> dict[str, Any]:
+    """Where this runs. Starts no CUDA context."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": _cpu_field("model name") or platform.processor() or platform.machine(),
+        "cores": affinity,
+        "flags": sorted(set(_FLAGS) & cpu_flags()),
+        "gpus": _gpus(),
+        "torch": importlib.metadata.version("torch"),
+        "system": platform.platform(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def cpu_flags() -> set[str]:
+    """Features of the processor by Linux's names; empty elsewhere."""
+    return set(_cpu_field("flags").split())
+
+
+def has_bf16_cpu() -> bool:
+    """Whether the processor multiplies bf16 matrices in hardware."""
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
+
+def _cpu_field(name: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
+def _gpus() -> list[str]:
+    """Name, memory and driver of each GPU as NVIDIA's tool tells them."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError) as e:
+        return [f"unknown: {e}"]
+    return done.stdout.strip().splitlines()

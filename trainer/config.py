@@ -14,6 +14,23 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
+class StopWhen(BaseModel):
+    """When a run ends before `max_steps`, as finished."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    patience: PositiveInt | None = None
+    """After this many evaluations in a row without a new lowest val loss."""
+    val_loss: Annotated[float, Field(gt=0)] | None = None
+    """As soon as an evaluation's val loss is this low."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.patience is None and self.val_loss is None:
+            raise ValueError("stop_when needs patience or val_loss")
+        return self
+
+
 class TrainerConfig(BaseModel):
     """A character-level GPT and how to train it."""
 
@@ -90,11 +107,22 @@ class TrainerConfig(BaseModel):
     cuda_graph: bool = True
     """On a GPU, launch each step as one CUDA graph: the same results, sooner. No effect under `compile`."""
 
+    # Guards
+    nonfinite: Literal["stop", "rewind"] = "stop"
+    """When a loss or gradient is not finite: `stop` with an error, or `rewind` to the last checkpoint and go
+    on from there with the batches that follow the bad one. Such a state is never saved."""
+    max_rewinds: PositiveInt = 3
+    """A run that diverges once more than this stops, also under `rewind`."""
+    stop_when: StopWhen | None = None
+    """End early, as finished, by the val loss: `{patience: 5}`, `{val_loss: 1.47}` or both."""
+
     # Checkpoints (outside `orch` or where the spec's checkpoint policy does not say otherwise)
     checkpoint_interval: NonNegativeInt = 0
     """Steps between checkpoints; 0 writes one at the end and on SIGTERM."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 0.0
     """Minutes between checkpoints, besides checkpoint_interval; 0 switches this off."""
+    checkpoint_best: bool = False
+    """Write a checkpoint, too, whenever an evaluation finds a new lowest val loss."""
     probe_tolerance: Annotated[float, Field(gt=0)] = 1e-3
     """Largest accepted relative difference of the probe batch's fp32 loss before and after a restore."""
 

@@ -1,0 +1,100 @@
+"""What keeps a run from being lost or wasted: divergence, too little memory, overfitting. Decisions only.
+
+A run that rewinds goes back to its last checkpoint and leaves out the batches from there to the bad one; the
+sequence of the data goes on after them. Which batches were left out is part of the checkpoint's state, so
+that a resumed run sees the same sequence.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from trainer.config import StopWhen, TrainerConfig
+
+
+class Skip(BaseModel):
+    """From the update at `step` on, the next `batches` of the sequence are left out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: int
+    batches: int
+
+
+def batch_index(step: int, skipped: Sequence[Skip]) -> int:
+    """Which batch of the sequence the update from `step` to `step` + 1 takes; `step` itself without skips."""
+    return step + sum(skip.batches for skip in skipped if skip.step <= step)
+
+
+def rewound(skipped: Sequence[Skip], to: int, bad: int) -> tuple[Skip, ...]:
+    """The skips of a run that goes back to step `to`, because the batch of the update at step `bad` was bad.
+
+    Skips that began later than `to` cannot be in `skipped`: a run goes back to the newest checkpoint only.
+    """
+    assert to <= bad
+    return (*skipped, Skip(step=to, batches=bad + 1 - to))
+
+
+def non_finite(loss: float, norm: float) -> str | None:
+    """What is wrong with the values of an update, None if nothing is."""
+    if not math.isfinite(loss):
+        return f"the training loss is {loss}"
+    if not math.isfinite(norm):
+        return f"the gradient norm is {norm}"
+    return None
+
+
+def divergence(what: str, step: int, config: TrainerConfig, rewinds: int = 0) -> str:
+    """The explanation of a run that ends because it diverged."""
+    after = f" after {rewinds} rewinds (max_rewinds {config.max_rewinds})" if rewinds else ""
+    return (
+        f"{what} at step {step}: training diverged{after}, and this step was not saved; lower "
+        f"learning_rate ({config.learning_rate}) or set grad_clip ({config.grad_clip})"
+    )
+
+
+def enough(rule: StopWhen | None, val_loss: float | None, since_best: int) -> str | None:
+    """Why training may end early; None: it goes on.
+
+    `val_loss` is the newest evaluation's, `since_best` the number of evaluations after the best one.
+    """
+    if rule is None or val_loss is None:
+        return None
+    if rule.val_loss is not None and val_loss <= rule.val_loss:
+        return f"val loss {val_loss:.4f} is at most {rule.val_loss}"
+    if rule.patience is not None and since_best >= rule.patience:
+        return f"no lower val loss in {since_best} evaluations"
+    return None
+
+
+def gpu_shortage(error: RuntimeError) -> str | None:
+    """The first two sentences of a GPU's out-of-memory error, also where it spoiled the recording of a CUDA
+    graph; None for any other error."""
+    memory = error if isinstance(error, torch.OutOfMemoryError) else error.__context__
+    if not isinstance(memory, torch.OutOfMemoryError):
+        return None
+    return ". ".join(str(memory).split(". ")[:2])  # the rest are figures of the allocator
+
+
+def fitting_parts(batch_size: int, parts: int, attempt: Callable[[int], None]) -> int | None:
+    """The smallest number of micro-batches above `parts` with which `attempt` fits into memory; None: none.
+
+    `attempt` computes one micro-batch of a batch in that many parts. It is called for a few divisors of
+    `batch_size` only, found by bisection.
+    """
+    divisors = [d for d in range(parts + 1, batch_size + 1) if batch_size % d == 0]
+
+    def fits(candidate: int) -> bool:
+        try:
+            attempt(candidate)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    place = bisect.bisect_left(divisors, True, key=fits)
+    return divisors[place] if place < len(divisors) else None

@@ -29,6 +29,7 @@ from orchestrator.contract import MARK_FILE, STEP_PREFIX, RunContext, parse_step
 from trainer.config import TrainerConfig
 from trainer.data import Dataset
 from trainer.errors import DamagedCheckpoint, TrainerError, UserError
+from trainer.guards import Skip
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -83,6 +84,10 @@ class State(BaseModel):
     """The newest one."""
     best: Evaluation | None = None
     """The one with the lowest val loss."""
+    since_best: int = 0
+    """Evaluations after the best one."""
+    skipped: tuple[Skip, ...] = ()
+    """Batches that were left out because training diverged with them."""
     train_loss: float | None = None
     """The newest logged loss of a training batch."""
     probe_loss: float

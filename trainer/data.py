@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer.config import TrainerConfig
 from trainer.corpus import Corpus, find_corpus
 from trainer.errors import UserError
+from trainer.guards import Skip, batch_index
 from trainer.rng import Stream, stream_seed
 from trainer.tokenfiles import TokenFiles, find_token_files
 
@@ -221,6 +222,8 @@ class Batches:
         self._device = device
         self._rank = rank
         self._world = world
+        self.skipped: tuple[Skip, ...] = ()
+        """What was left out after rewinds: it decides which batches follow."""
         self._window = torch.arange(config.block_size + 1, device=device)
 
     def train(self, step: int) -> tuple[Tensor, Tensor]:
@@ -232,7 +235,8 @@ class Batches:
         """Start positions in the train split, (count, b) int64 on the CPU: row i is the batch of the update
         that leads on from `first_step` + i, as in :meth:`train`."""
         B = self._config.batch_size
-        rows = [self._starts("train", Stream.TRAIN, first_step + i, B) for i in range(count)]
+        places = [batch_index(first_step + i, self.skipped) for i in range(count)]
+        rows = [self._starts("train", Stream.TRAIN, place, B) for place in places]
         return torch.stack(rows)[:, self._rank :: self._world].contiguous()
 
     def tokens(self, split: Split) -> Tensor:

@@ -33,9 +33,9 @@ class Hardware:
         return torch.autocast(self.device.type, self.dtype)
 
     def synchronize(self) -> None:
-        """Wait until the device has done what it was given."""
+        """Wait until the device has done what it was given in this thread; not for a checkpoint's writer."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
 
     def seed_dropout(self, seed: int) -> None:
         """Decide the dropout masks that follow. Only this device's generator is touched."""

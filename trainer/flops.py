@@ -1,8 +1,6 @@
-"""How much arithmetic training takes, and how much the device could do."""
+"""How much arithmetic training takes, and how much a data sheet promises."""
 
 from __future__ import annotations
-
-import time
 
 import torch
 
@@ -48,53 +46,12 @@ def flops_per_step(config: TrainerConfig, parameters: int) -> float:
     return float(per_token * T * config.batch_size)
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Dense peak of the device for matrices of `dtype`, in FLOP/s: published for known GPUs, else measured.
+def published_flops(device_name: str, dtype: torch.dtype) -> float | None:
+    """Dense peak of a GPU for matrices of `dtype` by its data sheet, in FLOP/s; None for a GPU not listed.
 
     The fp32 peak is that of the fp32 units: the trainer does not let fp32 fall back to TF32.
     """
-    if device.type == "cuda":
-        published = _GPU_TFLOPS.get(torch.cuda.get_device_name(device))
-        if published is not None:
-            return published[0 if dtype == torch.bfloat16 else 1] * 1e12
-    return measured_flops(device, dtype)
-
-
-def measured_flops(device: torch.device, dtype: torch.dtype, budget_s: float = 0.15) -> float:
-    """The best rate of a square matrix product (2 n^3 operations) seen within about `budget_s` seconds.
-
-    For a CPU it is the rate of one thread by its own processor time, times the number of threads: other
-    programs on the machine do not make the device look slower than it is.
-    """
-    if device.type != "cpu":
-        return _best_rate(device, dtype, 4096, budget_s)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return threads * _best_rate(device, dtype, 512, budget_s)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _best_rate(device: torch.device, dtype: torch.dtype, n: int, budget_s: float) -> float:
-    a = torch.full((n, n), 0.5, device=device, dtype=dtype)
-    best = float("inf")
-    begin = time.perf_counter()
-    with torch.no_grad():
-        for round_number in range(100):
-            start = _busy_s(device)
-            torch.mm(a, a)
-            seconds = _busy_s(device) - start
-            if round_number:  # the first one sets up threads and caches
-                best = min(best, seconds)
-            if time.perf_counter() - begin > budget_s and round_number:
-                break
-    return 2.0 * n**3 / best
-
-
-def _busy_s(device: torch.device) -> float:
-    """Seconds that the device has worked: this thread's processor time, or the clock once a GPU is idle."""
-    if device.type == "cpu":
-        return time.thread_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
+    published = _GPU_TFLOPS.get(device_name)
+    if published is None or dtype not in (torch.bfloat16, torch.float32):
+        return None
+    return published[0 if dtype == torch.bfloat16 else 1] * 1e12

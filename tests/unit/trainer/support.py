@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +125,13 @@ def run_trainer(arguments: Sequence[str], **env: str) -> subprocess.CompletedPro
 
 
 def clean_env(**env: str) -> dict[str, str]:
-    """This environment without what an orchestrator or a user may have set, plus `env`."""
+    """This environment without what an orchestrator or a user may have set, plus `env`; an own cache."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("ORCH_", "OMP_"))}
-    return {**kept, **env}
+    return {**kept, "ORCH_CACHE_DIR": _cache(), **env}
+
+
+@functools.cache
+def _cache() -> str:
+    folder = tempfile.TemporaryDirectory(prefix="orch-test-cache-")
+    atexit.register(folder.cleanup)
+    return folder.name

@@ -28,7 +28,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring the processor takes longer than these runs."""
-    monkeypatch.setattr("trainer.progress.peak_flops", lambda device, dtype: 1e12)
+    monkeypatch.setattr("trainer.progress.gemm_peak", lambda hardware, again=False: 1e12)
 
 
 def finished(text: Path, folder: Path, **settings: Any) -> tuple[Training, dict[tuple[str, int], float]]:

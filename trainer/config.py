@@ -5,13 +5,28 @@ Names and defaults follow nanoGPT (github.com/karpathy/nanoGPT), so that its con
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+RECIPE_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "nanogpt": {},
+    "fast": {
+        "learning_rate": 1e-2,
+        "min_lr": 0.0,
+        "warmup_steps": 0,
+        "lr_schedule": "linear",
+        "weight_decay": 0.0,
+        "grad_clip": 0.0,
+    },
+}
+"""Where a recipe's default differs from the one written at the field."""
 
 
 class StopWhen(BaseModel):
@@ -58,6 +73,9 @@ class TrainerConfig(BaseModel):
     """Biases in linear layers and layer norms."""
 
     # Optimization
+    recipe: Literal["nanogpt", "fast"] = "nanogpt"
+    """`nanogpt` trains nanoGPT's model as nanoGPT does; `fast` needs fewer steps for the same loss: another
+    model of the same shape, and the Muon optimizer. It has defaults of its own: see docs/recipes.md."""
     batch_size: PositiveInt = 12
     """Sequences per step."""
     micro_batches: PositiveInt = 1
@@ -65,11 +83,17 @@ class TrainerConfig(BaseModel):
     max_steps: PositiveInt = 2000
     """Stop after this many optimizer steps."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW. `fast`: 0.01."""
+    muon_lr: Annotated[float, Field(gt=0)] = 0.02
+    """Peak learning rate of Muon, which trains the blocks' matrices under `fast`."""
+    muon_momentum: Fraction = 0.95
+    """Momentum of Muon; it starts at 0.85 and gets there in 100 steps."""
+    lr_schedule: Literal["cosine", "linear"] = "cosine"
+    """How learning rates go from their peak to min_lr. `fast`: linear."""
     min_lr: Annotated[float, Field(ge=0)] = 1e-4
-    """Learning rate at the end of the cosine decay."""
+    """Learning rate at the end of the decay; Muon's goes down in proportion. `fast`: 0."""
     warmup_steps: NonNegativeInt = 100
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up. `fast`: 0."""
     lr_decay_steps: PositiveInt | None = None
     """Step at which the learning rate reaches min_lr; max_steps when unset."""
     decay_lr: bool = True
@@ -79,9 +103,9 @@ class TrainerConfig(BaseModel):
     beta2: Fraction = 0.99
     """AdamW's second moment decay."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decoupled weight decay of matrices and embeddings."""
+    """Decoupled weight decay of matrices and embeddings. `fast`: 0."""
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
-    """Largest global gradient norm; 0 switches clipping off."""
+    """Largest global gradient norm; 0 switches clipping off. `fast`: 0."""
 
     # Evaluation and logging
     eval_interval: PositiveInt = 250
@@ -126,10 +150,25 @@ class TrainerConfig(BaseModel):
     probe_tolerance: Annotated[float, Field(gt=0)] = 1e-3
     """Largest accepted relative difference of the probe batch's fp32 loss before and after a restore."""
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _by_recipe(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Give settings that are left out the recipe's defaults; they still count as not set."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("recipe"), str):
+            return handler(data)
+        config = handler({**RECIPE_DEFAULTS.get(data["recipe"], {}), **data})
+        config.__pydantic_fields_set__.intersection_update(data)
+        return config
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        if self.recipe == "fast" and self.n_embd // self.n_head % 2:
+            raise ValueError(
+                f"n_embd ({self.n_embd}) over n_head ({self.n_head}) must be even with recipe fast, which "
+                f"rotates pairs of channels"
+            )
         if self.batch_size % self.micro_batches:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of micro_batches ({self.micro_batches})"
@@ -140,5 +179,5 @@ class TrainerConfig(BaseModel):
 
     @property
     def decay_steps(self) -> int:
-        """Step at which the cosine schedule ends."""
+        """Step at which the decay of the learning rate ends."""
         return self.lr_decay_steps or self.max_steps

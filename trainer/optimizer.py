@@ -21,10 +21,11 @@ _FUSED_DEVICES = ("cpu", "cuda")
 
 
 def learning_rate(config: TrainerConfig, step: int) -> float:
-    """The rate of the update that leads from `step` to `step` + 1: nanoGPT's warm-up and cosine.
+    """The rate of the update that leads from `step` to `step` + 1; by default nanoGPT's warm-up and cosine.
 
-    Below `warmup_steps` it is `peak * (step + 1) / (warmup_steps + 1)`; then half a cosine down to `min_lr`
-    at `lr_decay_steps`, and `min_lr` after it. Without `decay_lr` it is the peak throughout.
+    Below `warmup_steps` it is `peak * (step + 1) / (warmup_steps + 1)`; then half a cosine, or a straight line
+    where `lr_schedule` says so, down to `min_lr` at `lr_decay_steps`, and `min_lr` after it. Without `decay_lr`
+    it is the peak throughout.
     """
     if not config.decay_lr:
         return config.learning_rate
@@ -34,7 +35,8 @@ def learning_rate(config: TrainerConfig, step: int) -> float:
         return config.min_lr
     span = config.decay_steps - config.warmup_steps
     progress = (step - config.warmup_steps) / span if span else 1.0
-    return config.min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (config.learning_rate - config.min_lr)
+    left = 0.5 * (1.0 + math.cos(math.pi * progress)) if config.lr_schedule == "cosine" else 1.0 - progress
+    return config.min_lr + left * (config.learning_rate - config.min_lr)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,14 @@
-"""A checkout of nanoGPT as the peer: its data, its arguments, and its update on its own."""
+"""A checkout of nanoGPT as the peer: a copy with its data, and the arguments that its train.py is given."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
-
-import torch
-from torch import Tensor
 
 from trainer.config import TrainerConfig
 from trainer.corpus import find_corpus
-from trainer.train import Training
 
 CHARACTER_CONFIG = "config/train_shakespeare_char.py"
 NEVER = 10**9
@@ -64,42 +56,3 @@ def arguments(config: TrainerConfig, *, device: str, dtype: str, compiled: bool)
         "compile": compiled,
     }
     return [CHARACTER_CONFIG, *(f"--{key}={value}" for key, value in settings.items())]
-
-
-class LockStep:
-    """nanoGPT's model and optimizer on the CPU, with the weights of a training of ours."""
-
-    def __init__(self, checkout: Path, training: Training) -> None:
-        C = training.config
-        module = load_module(checkout / "model.py")
-        with contextlib.redirect_stdout(io.StringIO()):
-            vocabulary = len(training.dataset.vocabulary)
-            shape = (C.block_size, vocabulary, C.n_layer, C.n_head, C.n_embd, C.dropout, C.bias)
-            self.model = module.GPT(module.GPTConfig(*shape))
-            betas = (C.beta1, C.beta2)
-            self.adamw = self.model.configure_optimizers(C.weight_decay, C.learning_rate, betas, "cpu")
-        weights = {f"transformer.{name}": p.detach().clone() for name, p in training.model.named_parameters()}
-        self.model.load_state_dict({**weights, "lm_head.weight": weights["transformer.wte.weight"]})
-        self.limit = C.grad_clip
-
-    def update(self, x: Tensor, y: Tensor, lr: float) -> float:
-        """What one iteration of its loop does after it has a batch (B, T); the loss before the update."""
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        loss = self.model(x, y)[1]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.limit)
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
-        return float(loss.item())
-
-
-def load_module(path: Path) -> ModuleType:
-    """A Python file as a module."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", path)
-    if spec is None or spec.loader is None:
-        sys.exit(f"cannot load {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

@@ -82,7 +82,8 @@ def run_ours(channel: Channel, spec: Mapping[str, Any]) -> None:
 
 def _our_facts(training: Any) -> dict[str, Any]:
     """What is needed to say how near the step is to what the device can do."""
-    from trainer.flops import flops_per_step, measured_flops
+    from trainer.flops import flops_per_step
+    from trainer.peak import measured_flops
 
     hardware = training.hardware
     parameters = training.model.parameter_count(positions=False)
@@ -93,7 +94,7 @@ def _our_facts(training: Any) -> dict[str, Any]:
         "deterministic": hardware.deterministic,
         "parameters": parameters,
         "flops_per_step": flops_per_step(training.config, parameters),
-        "gemm_flops": measured_flops(hardware.device, hardware.dtype),
+        "gemm_flops": measured_flops(hardware),
     }
 
 

@@ -23,9 +23,9 @@ _FUSED_DEVICES = ("cpu", "cuda")
 def learning_rate(config: TrainerConfig, step: int) -> float:
     """The rate of the update that leads from `step` to `step` + 1; by default nanoGPT's warm-up and cosine.
 
-    Below `warmup_steps` it is `peak * (step + 1) / (warmup_steps + 1)`; then half a cosine, or a straight line
-    where `lr_schedule` says so, down to `min_lr` at `lr_decay_steps`, and `min_lr` after it. Without `decay_lr`
-    it is the peak throughout.
+    Below `warmup_steps` it is `peak * (step + 1) / (warmup_steps + 1)`; then half a cosine, or by
+    `lr_schedule` a straight line, down to `min_lr` at `lr_decay_steps`, and `min_lr` after it. Without
+    `decay_lr` it is the peak throughout.
     """
     if not config.decay_lr:
         return config.learning_rate

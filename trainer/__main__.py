@@ -29,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace, context: RunContext) -> int:
-    _refuse_gang()
     config = load_config(arguments.config, arguments.set)
     folder: Path = context.checkpoint_dir or arguments.out or Path("out") / _name(arguments.config)
     _wait_politely()
@@ -57,11 +56,6 @@ def _wait_politely() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-
-def _refuse_gang() -> None:
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise UserError(f"the trainer is one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}")
 
 
 def _name(config: Path | None) -> str:

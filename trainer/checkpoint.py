@@ -12,6 +12,7 @@ There is no generator state and no data position: both are functions of (seed, s
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -240,6 +241,13 @@ def changed_settings(old: TrainerConfig, new: TrainerConfig) -> dict[str, tuple[
     """Settings that differ, with the old and the new value."""
     before, after = old.model_dump(), new.model_dump()
     return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+
+
+def fingerprint(state: State) -> tuple[float, ...]:
+    """Numbers that differ between two states wherever it matters, whatever computed them; exact in fp64."""
+    content = state.model_dump_json(exclude={"environment", "probe_loss"})
+    digest = hashlib.sha256(content.encode()).digest()
+    return tuple(float(int.from_bytes(digest[i : i + 4])) for i in range(0, 16, 4))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What keeps a run from being lost or wasted: divergence, too little memory, overfitting. Decisions only.
+"""What keeps a run from being lost or wasted: divergence and overfitting. Decisions only.
 
 A run that rewinds goes back to its last checkpoint and leaves out the batches from there to the bad one; the
 sequence of the data goes on after them. Which batches were left out is part of the checkpoint's state, so
@@ -7,11 +7,9 @@ that a resumed run sees the same sequence.
 
 from __future__ import annotations
 
-import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from trainer.config import StopWhen, TrainerConfig
@@ -70,31 +68,3 @@ def enough(rule: StopWhen | None, val_loss: float | None, since_best: int) -> st
     if rule.patience is not None and since_best >= rule.patience:
         return f"no lower val loss in {since_best} evaluations"
     return None
-
-
-def gpu_shortage(error: RuntimeError) -> str | None:
-    """The first two sentences of a GPU's out-of-memory error, also where it spoiled the recording of a CUDA
-    graph; None for any other error."""
-    memory = error if isinstance(error, torch.OutOfMemoryError) else error.__context__
-    if not isinstance(memory, torch.OutOfMemoryError):
-        return None
-    return ". ".join(str(memory).split(". ")[:2])  # the rest are figures of the allocator
-
-
-def fitting_parts(batch_size: int, parts: int, attempt: Callable[[int], None]) -> int | None:
-    """The smallest number of micro-batches above `parts` with which `attempt` fits into memory; None: none.
-
-    `attempt` computes one micro-batch of a batch in that many parts. It is called for a few divisors of
-    `batch_size` only, found by bisection.
-    """
-    divisors = [d for d in range(parts + 1, batch_size + 1) if batch_size % d == 0]
-
-    def fits(candidate: int) -> bool:
-        try:
-            attempt(candidate)
-        except torch.OutOfMemoryError:
-            return False
-        return True
-
-    place = bisect.bisect_left(divisors, True, key=fits)
-    return divisors[place] if place < len(divisors) else None

@@ -58,6 +58,11 @@ class Ranks:
         """The mean over the ranks."""
         return self.totals(value)[0] / self.world
 
+    def same(self, *values: float) -> bool:
+        """Whether each value is the same on all ranks."""
+        most = self.largest(*values, *(-value for value in values))
+        return all(most[i] == -most[i + len(values)] for i in range(len(values)))
+
     def broadcast(self, value: float) -> float:
         """Rank 0's value."""
         return value

@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from orchestrator.contract import DATASET_FILE, EXIT_SAVED, RunContext
-from trainer import checkpoint
+from trainer import checkpoint, guards, memory
 from trainer.checkpoint import Evaluation, Restored, State
 from trainer.config import TrainerConfig
 from trainer.data import Batches, load_dataset
 from trainer.device import choose_hardware
-from trainer.engine import EagerEngine, Engine
+from trainer.engine import NEVER, EagerEngine, Engine
 from trainer.errors import TrainerError, UserError
 from trainer.evaluate import Evaluator
 from trainer.model import GPT
 from trainer.optimizer import learning_rate
 from trainer.progress import Meter, introduction, say, step_line
+from trainer.ranks import Accord, join
 from trainer.rng import Stream, stream_seed
 from trainer.sample import generate
+from trainer.snapshot import Snapshot, Writer
 
 
 def train(config: TrainerConfig, context: RunContext, folder: Path, restore_dir: Path | None = None) -> int:
@@ -36,25 +39,30 @@ def train(config: TrainerConfig, context: RunContext, folder: Path, restore_dir:
     Raises:
         TrainerError: training cannot go on; the message explains it.
     """
+    training = None
     try:
-        return Training(config, context, folder, restore_dir).run()
+        training = Training(config, context, folder, restore_dir)
+        return training.run()
     except OSError as e:
         raise TrainerError(f"cannot go on: {e}") from e
     except RuntimeError as e:
-        memory = e if isinstance(e, torch.OutOfMemoryError) else e.__context__
-        if isinstance(memory, torch.OutOfMemoryError):  # also where it spoiled the recording of a CUDA graph
-            reason = ". ".join(str(memory).split(". ")[:2])  # the rest are figures of the allocator
-            raise TrainerError(f"out of GPU memory: {reason}; {_less_memory(config)}") from e
-        reason = str(e).strip().partition("\n")[0]
-        if "DefaultCPUAllocator" in reason:
-            raise TrainerError(f"out of memory: {reason}; {_less_memory(config)}") from e
-        if type(e).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise TrainerError(f"torch.compile failed: {reason}; it works without: compile: false") from e
-        raise
+        shortage = memory.gpu_shortage(e)
+        if shortage is None:
+            _explain(e, config)
+            raise
+    # Outside the handler: the error holds on to everything that the failed step had in memory.
+    if training is None:
+        raise UserError(f"out of GPU memory: {shortage}; {memory.less_memory(config)}")
+    del training.engine  # with the memory of a recorded graph
+    advice = memory.what_fits(config, training.model, training.batches, training.hardware)
+    raise UserError(f"out of GPU memory: {shortage}; {advice}")
 
 
 class Training:
-    """One run of the loop, from scratch or from a checkpoint."""
+    """One run of the loop, from scratch or from a checkpoint.
+
+    :meth:`close` must be called at the end; :meth:`run` does it.
+    """
 
     def __init__(
         self, config: TrainerConfig, context: RunContext, folder: Path, restore_dir: Path | None = None
@@ -64,36 +72,73 @@ class Training:
         self.folder = folder
         self.hardware = choose_hardware(config, context)
         self.dataset = load_dataset(config)
-        self.batches = Batches(self.dataset, config, self.hardware.device)
+        self.ranks = join(self.hardware.device)
+        rank, world = self.ranks.rank, self.ranks.world
+        self.batches = Batches(self.dataset, config, self.hardware.device, rank, world)
         seed = stream_seed(config.seed, Stream.INIT)
         self.model = GPT(config, len(self.dataset.vocabulary), seed).to(self.hardware.device)
-        self.engine: Engine = EagerEngine(config, self.model, self.batches, self.hardware)
+        self.engine: Engine = EagerEngine(config, self.model, self.batches, self.hardware, self.ranks)
         self.optimizer = self.engine.optimizer
-        stop = context.stop_requested
-        self.evaluator = Evaluator(self.model, self.engine.forward, self.batches, self.hardware, stop)
-        self.meter = Meter(config, self.hardware, self.model.parameter_count(positions=False))
+        self.evaluator = Evaluator(
+            self.model,
+            self.engine.forward,
+            self.batches,
+            self.hardware,
+            context.stop_requested,
+            ranks=self.ranks,
+            parts=config.micro_batches,
+        )
+        self.meter = Meter(config, self.hardware, self.model.parameter_count(positions=False), world=world)
+        self.snapshot = Snapshot(self.model, self.batches.probe())
+        self.writer = Writer()
+        self.accord = Accord(self.ranks)
         self.step = 0
         self.saved_step: int | None = None
         self.saved_at = time.monotonic()
         self.evaluation: Evaluation | None = None
         self.best: Evaluation | None = None
+        self.since_best = 0
         self.train_loss: float | None = None
-        introduction(config, self.dataset, self.model, self.hardware)
-        if context.run_id is not None and context.artifact_dir is not None:
-            self.dataset.describe(context.artifact_dir / DATASET_FILE)
+        self._kept: State | None = None
+        if self.ranks.is_writer:
+            introduction(config, self.dataset, self.model, self.hardware)
+            if context.run_id is not None and context.artifact_dir is not None:
+                self.dataset.describe(context.artifact_dir / DATASET_FILE)
         if restore_dir is not None:
             self._restore(checkpoint.read(restore_dir))
+        self._compare_ranks()
+        if config.nonfinite == "rewind":
+            self._keep(self._state())
 
     def run(self) -> int:
-        """Train to `max_steps` or until asked to stop; returns the exit code."""
+        """Train to `max_steps`, or until it is enough or asked to stop; returns the exit code."""
+        try:
+            code = self._loop()
+            self.writer.wait()
+            self.ranks.barrier()  # none ends before the last checkpoint is published
+        except BaseException:
+            if (error := self.writer.close()) is not None:
+                say(f"the checkpoint of step {self.saved_step} was not written either: {error}")
+            raise
+        self.close()
+        return code
+
+    def close(self) -> None:
+        """Wait for the last checkpoint and leave the other ranks."""
+        self.writer.close()
+        self.ranks.close()
+
+    def _loop(self) -> int:
         while True:
+            self.writer.poll()
             if self._evaluation_due():
                 self.evaluate()
-            if self._checkpoint_due():
+            by_time = self.accord.ask(self.step, self.context.stop_requested(), self._minutes_passed())
+            if self._checkpoint_due(by_time):
                 self.save()
-            if self.context.stop_requested():
+            if self.accord.stop:
                 return self._stop()
-            if self.step >= self.config.max_steps:
+            if self._complete():
                 return self._finish()
             self.update()
 
@@ -104,15 +149,16 @@ class Training:
         loss, norm = self.engine.update(k)
         self.step = k + 1
         if k % self.config.log_interval == 0:
-            self._log_step(k, loss.item(), norm.item(), learning_rate(self.config, k))
+            self._log_step(k, loss.item(), norm.item())
 
-    def _log_step(self, step: int, loss: float, norm: float, lr: float) -> None:
-        self._check_finite(step, "the training loss", loss)
-        self._check_finite(step, "the gradient norm", norm)
+    def _log_step(self, step: int, loss: float, norm: float) -> None:
+        if not self._sound(guards.non_finite(loss, norm)):
+            return
         self.train_loss = loss
+        lr = learning_rate(self.config, step)
         speed = self.meter.lap()
-        self.context.log(step, {"train/loss": loss, "lr": lr, "grad_norm": norm, **speed})
-        say(step_line(step, loss, lr, speed))
+        self._log(step, {"train/loss": loss, "lr": lr, "grad_norm": norm, **speed})
+        self._say(step_line(step, loss, lr, speed))
 
     def _evaluation_due(self) -> bool:
         if self.evaluation is not None and self.evaluation.step == self.step:
@@ -121,37 +167,67 @@ class Training:
 
     def evaluate(self) -> None:
         """Estimate both losses at this step; gives up without a trace when asked to stop meanwhile."""
+        if not self._sound():
+            return
         with self.meter.paused():
             found = self.evaluator.estimate(self.step)
         if found is None:
+            self.accord.stop = True  # all ranks know: they gave up together
             return
-        self._check_finite(self.step, "the validation loss", found.val)
+        if not math.isfinite(found.val):
+            self._diverged(self.step - 1, f"the validation loss is {found.val}")
+            return
         self.evaluation = found
-        if self.best is None or found.val < self.best.val:
-            self.best = found
+        self.since_best += 1
+        if self.best is None or found.val < self.best.val or self.best.step == self.step:
+            self.best, self.since_best = found, 0
         losses = {"train/loss_eval": found.train, "val/loss": found.val, "best/val_loss": self.best.val}
-        self.context.log(self.step, losses)
-        say(f"step {self.step}: train loss {found.train:.4f}, val loss {found.val:.4f}")
+        self._log(self.step, losses)
+        self._say(f"step {self.step}: train loss {found.train:.4f}, val loss {found.val:.4f}")
 
-    def _checkpoint_due(self) -> bool:
-        if self.step in (0, self.saved_step):
-            return False
-        every, minutes = self.config.checkpoint_interval, self.config.checkpoint_minutes
-        if every and self.step % every == 0:
-            return True
+    def _minutes_passed(self) -> bool:
+        minutes = self.config.checkpoint_minutes
         return bool(minutes) and time.monotonic() - self.saved_at >= minutes * 60.0
 
-    def save(self) -> None:
-        """Publish a checkpoint of this step."""
-        with self.meter.paused():
-            probe = self.evaluator.probe()
-            self._check_finite(self.step, "the probe loss", probe)
-            weights, moments = dict(self.model.named_parameters()), self.optimizer.state()
-            final = checkpoint.save(self.context, self.folder, self._state(probe), weights, moments)
-        self.saved_step, self.saved_at = self.step, time.monotonic()
-        say(f"step {self.step}: saved {final}")
+    def _checkpoint_due(self, by_time: bool) -> bool:
+        if self.step in (0, self.saved_step):
+            return False
+        if by_time or (self.config.checkpoint_interval and self.step % self.config.checkpoint_interval == 0):
+            return True
+        return self.config.checkpoint_best and self.best is not None and self.best.step == self.step
 
-    def _state(self, probe_loss: float) -> State:
+    def save(self) -> None:
+        """Take a snapshot of this step; it is written and published while training goes on.
+
+        Waits for the checkpoint before, if that is still being written. :attr:`writer` tells when it is done.
+        """
+        if not self._sound():
+            return
+        with self.meter.paused():
+            self.writer.wait()
+            state = self._state()
+            self._keep(state)
+            if self.ranks.is_writer:
+                self.writer.start(partial(self._write, state))
+        self.saved_step, self.saved_at = self.step, time.monotonic()
+
+    def _keep(self, state: State) -> None:
+        """Have a copy of this step, to be written, and to go back to."""
+        if self.ranks.is_writer or self.config.nonfinite == "rewind":
+            self.snapshot.take(self.optimizer.state())
+        self._kept = state
+
+    def _write(self, state: State) -> None:
+        """In the writer's thread: the snapshot as a published checkpoint."""
+        weights, moments, probe = self.snapshot.collect()
+        if not math.isfinite(probe):
+            raise TrainerError(guards.divergence(f"the probe loss is {probe}", state.step, self.config))
+        state = state.model_copy(update={"probe_loss": probe})
+        final = checkpoint.save(self.context, self.folder, state, weights, moments)
+        say(f"step {state.step}: saved {final}")
+
+    def _state(self) -> State:
+        """All but the loss of the probe batch, which whoever writes it has to measure."""
         return State(
             step=self.step,
             config=self.config,
@@ -161,8 +237,10 @@ class Training:
             vocabulary_size=self.dataset.vocabulary.size,
             evaluation=self.evaluation,
             best=self.best,
+            since_best=self.since_best,
+            skipped=self.batches.skipped,
             train_loss=self.train_loss,
-            probe_loss=probe_loss,
+            probe_loss=math.nan,
             environment=self.hardware.environment(),
         )
 
@@ -172,21 +250,28 @@ class Training:
         checkpoint.check_fits(state, self.config, self.dataset)
         checkpoint.copy_into(dict(self.model.named_parameters()), restored.model, "model")
         checkpoint.copy_into(self.optimizer.state(), restored.optimizer, "optimizer")
-        self.optimizer.resume_at(state.step)
-        self.step, self.saved_step = state.step, state.step
-        self.evaluation, self.best, self.train_loss = state.evaluation, state.best, state.train_loss
-        say(f"resumed from {restored.directory} at step {state.step}")
+        self._take_over(state)
+        self.saved_step = state.step
+        self._say(f"resumed from {restored.directory} at step {state.step}")
         for key, (old, new) in checkpoint.changed_settings(state.config, self.config).items():
-            say(f"changed since the checkpoint: {key} {old} -> {new}")
+            self._say(f"changed since the checkpoint: {key} {old} -> {new}")
         self._compare_probe(state)
-        if self.step >= self.config.max_steps:  # nothing to train: evaluate and publish this step again
+        if self._complete():  # nothing to train: evaluate and publish this step again
             self.evaluation, self.saved_step = None, None
+            self.since_best = max(0, self.since_best - 1)
+
+    def _take_over(self, state: State) -> None:
+        """Be where that state was; the weights and moments are there already."""
+        self.step, self.train_loss = state.step, state.train_loss
+        self.evaluation, self.best, self.since_best = state.evaluation, state.best, state.since_best
+        self.batches.skipped = state.skipped
+        self.optimizer.resume_at(state.step)
 
     def _compare_probe(self, state: State) -> None:
         now = self.evaluator.probe()
         delta = abs(now - state.probe_loss) / abs(state.probe_loss)
-        self.context.log(self.step, {"probe/delta": delta})
-        say(
+        self._log(self.step, {"probe/delta": delta})
+        self._say(
             f"probe batch: loss {now:.8f}, {state.probe_loss:.8f} when saved; relative difference {delta:.1e}"
         )
         if not delta <= self.config.probe_tolerance:
@@ -197,27 +282,84 @@ class Training:
                 f"restored on {self.hardware.name()} with {torch.__version__}"
             )
 
+    def _compare_ranks(self) -> None:
+        """All ranks must begin at the same step of the same run."""
+        if not self.ranks.same(self.step, *checkpoint.fingerprint(self._state())):
+            raise UserError(
+                f"the ranks do not begin alike: rank {self.ranks.rank} is at step {self.step}; give all of "
+                "them the same configuration, text and checkpoint"
+            )
+
+    def _sound(self, problem: str | None = None) -> bool:
+        """Whether the loss and gradient of each update so far were finite. Waits for the device.
+
+        If not, the run has gone back. `problem` is what is known about the newest update.
+
+        Raises:
+            TrainerError: it cannot go back.
+        """
+        bad = int(self.engine.first_bad.item())
+        if bad >= self.step:
+            return True
+        newest = problem is not None and bad == self.step - 1
+        self._diverged(bad, problem if newest and problem else "the training loss or gradient is not finite")
+        return False
+
+    def _diverged(self, bad: int, what: str) -> None:
+        """Go back to the last checkpoint and leave out the batches up to that of the update at step `bad`."""
+        kept, rewinds = self._kept, len(self.batches.skipped)
+        if self.config.nonfinite == "stop" or kept is None or bad < kept.step:
+            raise TrainerError(guards.divergence(what, max(bad, 0), self.config))
+        if rewinds >= self.config.max_rewinds:
+            raise TrainerError(guards.divergence(what, bad, self.config, rewinds))
+        with self.meter.paused():
+            skipped = guards.rewound(self.batches.skipped, kept.step, bad)
+            self.snapshot.put_back(self.optimizer.state())
+            self._take_over(kept)
+            self.batches.skipped = skipped
+            self.engine.first_bad.fill_(NEVER)
+            self.accord.rewound(self.step)
+            self._kept = kept.model_copy(update={"skipped": skipped})
+        self._log(bad, {"guard/rewinds": float(rewinds + 1)})
+        batches = skipped[-1].batches
+        self._say(f"{what} at step {bad}: back to step {self.step}, leaving out {batches} batches")
+
+    def _complete(self) -> bool:
+        return self.step >= self.config.max_steps or self._enough() is not None
+
+    def _enough(self) -> str | None:
+        """Why to end early."""
+        here = self.evaluation is not None and self.evaluation.step == self.step
+        val_loss = self.evaluation.val if here and self.evaluation else None
+        return guards.enough(self.config.stop_when, val_loss, self.since_best)
+
     def _stop(self) -> int:
-        if self.saved_step != self.step:
-            self.save()
-        say(f"stopped at step {self.step} of {self.config.max_steps}; resume to go on")
+        self._save_last()
+        self._say(f"stopped at step {self.step} of {self.config.max_steps}; resume to go on")
         return EXIT_SAVED
+
+    def _save_last(self) -> None:
+        while self.saved_step != self.step:  # saving may go back by finding a bad step
+            self.save()
+        self.writer.wait()
 
     def _finish(self) -> int:
         """The last measurements and checkpoint, a sample and a summary."""
         self.hardware.seed_dropout(stream_seed(self.config.seed, Stream.DROPOUT, self.step))
         self.train_loss = self.evaluator.batch_loss(self.step)
-        self.context.log(self.step, {"train/loss": self.train_loss})
+        self._log(self.step, {"train/loss": self.train_loss})
+        if self.step < self.config.max_steps and (reason := self._enough()):
+            self._log(self.step, {"stopped_early": 1.0})
+            self._say(f"step {self.step}: stopped early, as stop_when says: {reason}")
         if self.config.final_eval == "full" and (whole := self.evaluator.whole_val()) is not None:
-            self.context.log(self.step, {"val/loss_full": whole})
-            say(f"step {self.step}: val loss over the whole split {whole:.4f}")
-        if self.saved_step != self.step:
-            self.save()
-        if self.config.sample_tokens:
+            self._log(self.step, {"val/loss_full": whole})
+            self._say(f"step {self.step}: val loss over the whole split {whole:.4f}")
+        self._save_last()
+        if self.config.sample_tokens and self.ranks.is_writer:
             self._write_sample()
         if (last := self.evaluation) and (best := self.best):
             losses = f"train loss {last.train:.4f}, val loss {last.val:.4f}"
-            say(f"done at step {self.step}: {losses}; best val loss {best.val:.4f} at step {best.step}")
+            self._say(f"done at step {self.step}: {losses}; best val loss {best.val:.4f} at step {best.step}")
         return 0
 
     def _write_sample(self) -> None:
@@ -235,13 +377,19 @@ class Training:
         (directory / "sample.txt").write_text(text + "\n", encoding="utf-8")
         say(f"sample:\n{text}\n")
 
-    def _check_finite(self, step: int, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise TrainerError(
-                f"{what} is {value} at step {step}: training diverged, and this step was not saved; lower "
-                f"learning_rate ({self.config.learning_rate}) or set grad_clip ({self.config.grad_clip})"
-            )
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        if self.ranks.is_writer:
+            self.context.log(step, metrics)
+
+    def _say(self, line: str) -> None:
+        if self.ranks.is_writer:
+            say(line)
 
 
-def _less_memory(config: TrainerConfig) -> str:
-    return f"raise micro_batches ({config.micro_batches}) or lower batch_size ({config.batch_size})"
+def _explain(error: RuntimeError, config: TrainerConfig) -> None:
+    """Raise a TrainerError for an error that is known."""
+    reason = str(error).strip().partition("\n")[0]
+    if "DefaultCPUAllocator" in reason:
+        raise TrainerError(f"out of memory: {reason}; {memory.less_memory(config)}") from error
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        raise TrainerError(f"torch.compile failed: {reason}; it works without: compile: false") from error

@@ -218,13 +218,6 @@ def test_user_errors(
 
 
 @pytest.mark.usefixtures("_signals")
-def test_a_gang_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main([]) == EXIT_USER_ERROR
-    assert "one process" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("_signals")
 def test_a_gpu_that_was_not_granted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from orchestrator.contract import EXIT_SAVED
+from orchestrator.contract import EXIT_SAVED, EXIT_USER_ERROR
 from tests.unit.trainer.support import SteeredContext, assert_same_bits, start, tiny, weights, write_text
 from trainer import checkpoint
 from trainer.errors import DamagedCheckpoint, TrainerError, UserError
+from trainer.memory import fitting_parts
+from trainer.model import GPT
 from trainer.train import Training, train
 
 
@@ -267,8 +270,9 @@ def test_weights_that_are_not_finite_are_never_saved(text: Path, tmp_path: Path)
     training, _ = start(tiny(text), tmp_path)
     with torch.no_grad():
         training.model.wte.weight[0, 0] = math.nan
+    training.save()
     with pytest.raises(TrainerError, match="probe loss is nan"):
-        training.save()
+        training.writer.wait()
     assert not list(tmp_path.iterdir())
 
 
@@ -299,14 +303,37 @@ def test_a_metrics_file_that_cannot_be_written(
         train(tiny(text), context, tmp_path)
 
 
-def test_out_of_memory_is_named(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Training) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has ...")
+def test_out_of_gpu_memory_is_named_with_what_would_have_fitted(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = GPT.forward
 
-    monkeypatch.setattr(Training, "update", full)
-    _, context = start(tiny(text), tmp_path)
-    with pytest.raises(TrainerError, match=r"out of GPU memory: CUDA.*9\.00 GiB; raise micro_batches"):
-        train(tiny(text), context, tmp_path)
+    def full(self: GPT, tokens: Tensor, targets: Tensor) -> Any:
+        if len(tokens) > 2 and self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has ...")
+        return whole(self, tokens, targets)
+
+    monkeypatch.setattr(GPT, "forward", full)
+    told = (
+        r"out of GPU memory: CUDA.*9\.00 GiB; it would have fitted with micro_batches: 4, that is 2 of .* 8 "
+    )
+    with pytest.raises(UserError, match=told) as caught:
+        train(tiny(text, batch_size=8), SteeredContext(tmp_path), tmp_path)
+    assert caught.value.exit_code == EXIT_USER_ERROR
+    train(tiny(text, batch_size=8, micro_batches=4), SteeredContext(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(("fitting", "found"), [(1, 24), (2, 12), (3, 8), (7, 4), (8, 3), (12, 2), (0, None)])
+def test_the_largest_micro_batch_that_fits(fitting: int, found: int | None) -> None:
+    tried: list[int] = []
+
+    def attempt(parts: int) -> None:
+        tried.append(parts)
+        if 24 // parts > fitting:
+            raise torch.OutOfMemoryError("no")
+
+    assert fitting_parts(24, 1, attempt) == found
+    assert len(tried) <= 3
 
 
 def test_a_sample_is_left_as_an_artifact(

@@ -1,0 +1,76 @@
+"""A GPU that has too little memory: what it said, and what would have fitted."""
+
+from __future__ import annotations
+
+import bisect
+import gc
+from collections.abc import Callable
+
+import torch
+
+from trainer.config import TrainerConfig
+from trainer.data import Batches
+from trainer.device import Hardware
+from trainer.model import GPT
+
+
+def gpu_shortage(error: RuntimeError) -> str | None:
+    """The first two sentences of a GPU's out-of-memory error, also where it spoiled the recording of a CUDA
+    graph; None for any other error."""
+    memory = error if isinstance(error, torch.OutOfMemoryError) else error.__context__
+    if not isinstance(memory, torch.OutOfMemoryError):
+        return None
+    return ". ".join(str(memory).split(". ")[:2])  # the rest are figures of the allocator
+
+
+def what_fits(config: TrainerConfig, model: GPT, batches: Batches, hardware: Hardware) -> str:
+    """Advice found by trying: the fewest micro-batches with which forward and backward fit.
+
+    Whoever calls it has let go of everything else that is not needed for an update, the error included.
+    """
+    gc.collect()
+    if hardware.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+    def attempt(parts: int) -> None:
+        try:
+            x, y = batches.train(0)
+            for _ in range(2):  # the second adds to the first one's gradients
+                with hardware.autocast():
+                    loss = model(x[::parts], y[::parts])[1]
+                loss.backward()
+        finally:
+            model.zero_grad()
+
+    B, parts = config.batch_size, config.micro_batches
+    fitting = fitting_parts(B, parts, attempt)
+    if fitting is None:
+        return f"no number of micro_batches would have fitted; {less_memory(config)}"
+    return (
+        f"it would have fitted with micro_batches: {fitting}, that is {B // fitting} of the batch's {B} "
+        f"sequences at a time instead of {B // parts}"
+    )
+
+
+def fitting_parts(batch_size: int, parts: int, attempt: Callable[[int], None]) -> int | None:
+    """The smallest number of micro-batches above `parts` with which `attempt` fits into memory; None: none.
+
+    `attempt` computes one micro-batch of a batch in that many parts. It is called for a few divisors of
+    `batch_size` only, found by bisection.
+    """
+    divisors = [d for d in range(parts + 1, batch_size + 1) if batch_size % d == 0]
+
+    def fits(candidate: int) -> bool:
+        try:
+            attempt(candidate)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    place = bisect.bisect_left(divisors, True, key=fits)
+    return divisors[place] if place < len(divisors) else None
+
+
+def less_memory(config: TrainerConfig) -> str:
+    """What a user can change."""
+    return f"raise micro_batches ({config.micro_batches}) or lower batch_size ({config.batch_size})"

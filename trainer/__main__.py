@@ -1,4 +1,4 @@
-"""``python -m trainer --config FILE``: trains a character-level GPT."""
+"""``python -m trainer --config FILE`` trains a GPT; ``python -m trainer bench`` tells how fast it would."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from orchestrator.contract import RunContext, run_context
@@ -19,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     context = run_context()  # first of all: from here on SIGTERM means "save and stop"
     try:
+        if arguments.command == "bench":
+            return _bench(arguments, context)
         return _train(arguments, context)
     except TrainerError as e:
         print(f"trainer: {e}", file=sys.stderr, flush=True)
@@ -43,7 +46,19 @@ def _train(arguments: argparse.Namespace, context: RunContext) -> int:
         raise UserError(
             f"{folder} holds checkpoints already: go on with --resume latest, or choose another --out"
         )
-    return train(config, context, folder, restore_dir)
+    if arguments.profile is None:
+        return train(config, context, folder, restore_dir)
+    from trainer.tracing import run_traced  # with the compiler, which takes a second to import
+
+    return train(config, context, folder, restore_dir, partial(run_traced, folder=arguments.profile))
+
+
+def _bench(arguments: argparse.Namespace, context: RunContext) -> int:
+    config = load_config(arguments.config, arguments.set)
+    _wait_politely()
+    from trainer.bench import bench
+
+    return bench(config, context, steps=arguments.steps, json_file=arguments.json, profile=arguments.profile)
 
 
 def _wait_politely() -> None:
@@ -63,16 +78,42 @@ def _name(config: Path | None) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m trainer", description="Trains a character-level GPT.")
-    parser.add_argument("--config", type=Path, help="YAML or JSON file of settings (default: the defaults)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; repeatable"
-    )
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Trains a GPT.")
+    _add_common(parser, None, [])
     parser.add_argument("--out", type=Path, help="folder for checkpoints (default: out/NAME-OF-THE-CONFIG)")
     parser.add_argument(
         "--resume", metavar="DIR|latest", help="go on from a checkpoint, or from the newest in --out"
     )
+    commands = parser.add_subparsers(dest="command", metavar="bench")
+    bench = commands.add_parser("bench", help="measure how fast a configuration trains, without keeping it")
+    # What was given before the word bench stays.
+    _add_common(bench, argparse.SUPPRESS, argparse.SUPPRESS)
+    bench.add_argument("--steps", type=_steps, help="updates to measure (default: about ten seconds)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
     return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, nothing: object, no_settings: object) -> None:
+    parser.add_argument(
+        "--config", type=Path, default=nothing, help="YAML or JSON file of settings (default: the defaults)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=no_settings,
+        metavar="KEY=VALUE",
+        help="change a setting; repeatable",
+    )
+    parser.add_argument(
+        "--profile", type=Path, default=nothing, metavar="DIR", help="write a trace of a few steps there"
+    )
+
+
+def _steps(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("expected at least 1")
+    return value
 
 
 if __name__ == "__main__":

@@ -39,6 +39,10 @@ class Energy:
     note: str
     """What is counted, or what is missing."""
 
+    def joules(self) -> float | None:
+        """What the counter says; None without one."""
+        return self.counter.joules() if self.counter is not None else None
+
 
 def find_energy(device: torch.device) -> Energy:
     """What counts the energy of `device`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -33,8 +34,16 @@ from trainer.sample import generate
 from trainer.snapshot import Snapshot, Writer
 
 
-def train(config: TrainerConfig, context: RunContext, folder: Path, restore_dir: Path | None = None) -> int:
+def train(
+    config: TrainerConfig,
+    context: RunContext,
+    folder: Path,
+    restore_dir: Path | None = None,
+    use: Callable[[Training], int] | None = None,
+) -> int:
     """Train in this process; checkpoints go to `folder`. Returns the exit code.
+
+    `use` is what is done with the training instead of :meth:`Training.run`.
 
     Raises:
         TrainerError: training cannot go on; the message explains it.
@@ -42,7 +51,7 @@ def train(config: TrainerConfig, context: RunContext, folder: Path, restore_dir:
     training = None
     try:
         training = Training(config, context, folder, restore_dir)
-        return training.run()
+        return (use or Training.run)(training)
     except OSError as e:
         raise TrainerError(f"cannot go on: {e}") from e
     except RuntimeError as e:

@@ -1,0 +1,406 @@
+"""``python -m trainer bench``: how fast a configuration trains here, and where the time goes.
+
+It makes the updates that training would make, with its logging, and without evaluations and checkpoints.
+How each figure is measured is told in ``docs/measuring.md``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from orchestrator.contract import RunContext
+from trainer.config import TrainerConfig
+from trainer.errors import TrainerError, UserError
+from trainer.flops import A100_BF16_FLOPS, flops_per_step, published_flops
+from trainer.peak import gemm_peak
+from trainer.power import find_energy
+from trainer.progress import say
+from trainer.tracing import TRACED_STEPS, kernel_seconds, traced
+from trainer.train import Training, train
+
+_WARM_UP_STEPS = 10
+_WARM_UP_S = 1.0
+_MEASURED_S = 10.0
+_ROUNDS = 20
+_MOST_STEPS = 20_000
+_SPAN_STEPS = 200
+_KERNEL_STEPS = 50
+_UPDATE = "update"
+_LEAST_ENERGY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Startup:
+    """Seconds from the start of the process."""
+
+    imported_s: float
+    """PyTorch and the trainer are loaded."""
+    ready_s: float
+    """The data is read and the model made."""
+    first_step_s: float
+    """The first update has been made."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the clock says, and what follows from it."""
+
+    steps: int
+    """How many updates were measured."""
+    step_ms: float
+    """The median of rounds of a few steps each."""
+    step_ms_p10: float
+    """A tenth of the rounds were faster."""
+    step_ms_p90: float
+    """A tenth of the rounds were slower."""
+    cpu_ms: float
+    """Processor time of the process per step, all threads together."""
+    tokens_per_s: float
+    flops_per_s: float
+    peak_flops_per_s: float
+    """The best rate of a matrix product in the same dtype, measured."""
+    published_flops_per_s: float | None
+    """By the data sheet of a GPU."""
+    mfu: float
+    """flops_per_s / peak_flops_per_s."""
+    mfu_a100: float
+    """flops_per_s / 312 TFLOP/s, nanoGPT's convention."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Parts of the wall time of a step, 0 to 1."""
+
+    outside_model: float
+    """What is not the update's own compute. On a GPU: no kernel runs."""
+    batches: float | None
+    """On a CPU: drawing batches."""
+    loop: float | None
+    """On a CPU: Python between updates, and logging."""
+    between_updates: float | None
+    """On a GPU: by its own clock, after the end of an update and before the begin of the next."""
+
+
+@dataclass(frozen=True)
+class Power:
+    """None where it is not known, which `note` explains."""
+
+    watts: float | None
+    joules_per_token: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is measured, as in the JSON file."""
+
+    config: TrainerConfig
+    machine: dict[str, str | int | bool]
+    parameters: int
+    """Without position embeddings, as nanoGPT counts."""
+    start_up: Startup
+    speed: Speed
+    shares: Shares
+    power: Power
+    gpu_memory_bytes: int | None
+    """The most that PyTorch had reserved."""
+
+
+def bench(
+    config: TrainerConfig,
+    context: RunContext,
+    *,
+    steps: int | None = None,
+    json_file: Path | None = None,
+    profile: Path | None = None,
+) -> int:
+    """Measure `steps` updates, else about ten seconds of them, and print the report; returns the exit code.
+
+    Raises:
+        TrainerError: training cannot go on, or a file cannot be written.
+    """
+    imported_s = _process_age()
+
+    def measure(training: Training) -> int:
+        if training.ranks.world > 1:
+            raise UserError("the benchmark is of one process: start it without torchrun")
+        bench = Bench(training, imported_s)
+        report = bench.report(steps)
+        with redirect_stdout(stdout):
+            for line in lines(report):
+                say(line)
+            if json_file is not None:
+                _write(json_file, report)
+            if profile is not None:
+                with traced(bench, "update", profile, training.hardware, warm_up=0):
+                    for _ in range(TRACED_STEPS):
+                        bench.update()
+        training.close()
+        return 0
+
+    stdout = sys.stdout
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        return train(config, context, Path(folder), use=measure)
+
+
+class Bench:
+    """One training that is measured. `imported_s` is the age of the process when everything was imported."""
+
+    def __init__(self, training: Training, imported_s: float) -> None:
+        self._config = training.config
+        self._training = training
+        self.hardware = training.hardware
+        ready_s = _process_age()
+        training.update()
+        self.hardware.synchronize()
+        self._start_up = Startup(imported_s, ready_s, _process_age())
+
+    def update(self) -> None:
+        """One step of training, without what it prints."""
+        with redirect_stdout(io.StringIO()):
+            self._training.update()
+
+    def report(self, steps: int | None) -> Report:
+        """Warm up and measure."""
+        step_s = self._warm_up()
+        total = steps or round(min(max(_MEASURED_S / step_s, _ROUNDS), _MOST_STEPS))
+        size = max(1, total // _ROUNDS)
+        if size > self._config.log_interval:
+            size -= size % self._config.log_interval
+        energy = find_energy(self.hardware.device)
+        with _Parts(self._training) as parts:
+            before, cpu_s = energy.joules(), time.process_time()
+            rounds = [self._round(size) for _ in range(max(1, total // size))]
+            cpu_s = time.process_time() - cpu_s
+            after = energy.joules()
+        wall_s = sum(rounds)
+        speed = self._speed(rounds, size, cpu_s)
+        shares = parts.shares(wall_s) if self.hardware.device.type == "cpu" else self._gpu_shares(speed)
+        return Report(
+            config=self._config,
+            machine=self._machine(),
+            parameters=self._training.model.parameter_count(positions=False),
+            start_up=self._start_up,
+            speed=speed,
+            shares=shares,
+            power=_power(before, after, wall_s, speed.tokens_per_s, energy.note),
+            gpu_memory_bytes=self._gpu_memory(),
+        )
+
+    def _warm_up(self) -> float:
+        """Seconds per step in the second half of warming up."""
+        self._round(_WARM_UP_STEPS)
+        begin, steps = time.perf_counter(), 0
+        while not steps or time.perf_counter() - begin < _WARM_UP_S:
+            self._round(1)
+            steps += 1
+        return (time.perf_counter() - begin) / steps
+
+    def _round(self, steps: int) -> float:
+        """Make so many updates; how many seconds they took together."""
+        begin = time.perf_counter()
+        for _ in range(steps):
+            self._training.update()
+        self.hardware.synchronize()
+        return time.perf_counter() - begin
+
+    def _speed(self, rounds: list[float], size: int, cpu_s: float) -> Speed:
+        each = sorted(seconds / size * 1000.0 for seconds in rounds)
+        step_ms = statistics.median(each)
+        parameters = self._training.model.parameter_count(positions=False)
+        rate = flops_per_step(self._config, parameters) / step_ms * 1000.0
+        peak = max(gemm_peak(self.hardware, again=True), rate)
+        return Speed(
+            steps=size * len(rounds),
+            step_ms=step_ms,
+            step_ms_p10=each[len(each) // 10],
+            step_ms_p90=each[-1 - len(each) // 10],
+            cpu_ms=cpu_s / len(rounds) / size * 1000.0,
+            tokens_per_s=self._config.batch_size * self._config.block_size / step_ms * 1000.0,
+            flops_per_s=rate,
+            peak_flops_per_s=peak,
+            published_flops_per_s=published_flops(self.hardware.name(), self.hardware.dtype),
+            mfu=rate / peak,
+            mfu_a100=rate / A100_BF16_FLOPS,
+        )
+
+    def _gpu_shares(self, speed: Speed) -> Shares:
+        with _Spans(self._training.engine) as spans:
+            self._round(min(speed.steps, _SPAN_STEPS))
+        steps = min(speed.steps, _KERNEL_STEPS)
+        busy_ms = kernel_seconds(self._training.update, steps, self.hardware) / steps * 1000.0
+        return Shares(max(0.0, 1.0 - busy_ms / speed.step_ms), None, None, spans.between())
+
+    def _machine(self) -> dict[str, str | int | bool]:
+        machine: dict[str, str | int | bool] = self.hardware.environment().model_dump()
+        return {**machine, "python": platform.python_version(), "system": platform.platform()}
+
+    def _gpu_memory(self) -> int | None:
+        device = self.hardware.device
+        return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
+class _Parts:
+    """Times the parts of training on a CPU within the block."""
+
+    def __init__(self, training: Training) -> None:
+        self._update, self._draw = Stopwatch(), Stopwatch()
+        self._watches = ExitStack()
+        self._training = training
+
+    def __enter__(self) -> _Parts:
+        self._watches.enter_context(self._update.on(self._training.engine, "update"))
+        self._watches.enter_context(self._draw.on(self._training.batches, "train"))
+        self._watches.enter_context(self._draw.on(self._training.batches, "starts"))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._watches.close()
+
+    def shares(self, wall_s: float) -> Shares:
+        """Batches are drawn within updates."""
+        loop, batches = 1.0 - self._update.seconds / wall_s, self._draw.seconds / wall_s
+        return Shares(loop + batches, batches, loop, None)
+
+
+class Stopwatch:
+    """Adds up the seconds spent in some methods, and in those that they call only once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._running = False
+
+    @contextmanager
+    def on(self, owner: object, name: str) -> Iterator[None]:
+        """Measure a method of `owner` within the block."""
+        call: Callable[..., object] = getattr(owner, name)
+
+        def measured(*arguments: object) -> object:
+            if self._running:
+                return call(*arguments)
+            self._running = True
+            begin = time.perf_counter()
+            try:
+                return call(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - begin
+                self._running = False
+
+        setattr(owner, name, measured)
+        try:
+            yield
+        finally:
+            setattr(owner, name, call)
+
+
+class _Spans:
+    """Marks the begin and the end of an engine's updates on the GPU's own clock within the block."""
+
+    def __init__(self, engine: object) -> None:
+        self._engine = engine
+        self._call: Callable[..., object] = engine.update  # type: ignore[attr-defined]
+        self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> _Spans:
+        setattr(self._engine, _UPDATE, self._marked)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        setattr(self._engine, _UPDATE, self._call)
+
+    def _marked(self, *arguments: object) -> object:
+        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        begin.record()
+        result = self._call(*arguments)
+        end.record()
+        self._spans.append((begin, end))
+        return result
+
+    def between(self) -> float:
+        """The share of time from the first begin to the last end in which no update was on."""
+        inside: float = sum(begin.elapsed_time(end) for begin, end in self._spans)
+        whole: float = self._spans[0][0].elapsed_time(self._spans[-1][1])
+        return max(0.0, 1.0 - inside / whole)
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The report for people."""
+    config, speed, machine, start = report.config, report.speed, report.machine, report.start_up
+    where = machine["device_name"]
+    if machine["device"] == "cpu":
+        where = f"{where}, {machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
+    yield (
+        f"{config.n_layer}x{config.n_embd}, {config.batch_size} x {config.block_size} tokens, "
+        f"{report.parameters:,} parameters; {where}, {machine['dtype']}, PyTorch {machine['torch']}"
+    )
+    yield (
+        f"step:         {speed.step_ms:.3f} ms, median of {speed.steps} steps in rounds "
+        f"(10 % to 90 %: {speed.step_ms_p10:.3f} to {speed.step_ms_p90:.3f}); "
+        f"processor time {speed.cpu_ms:.3f} ms"
+    )
+    yield f"tokens/s:     {speed.tokens_per_s:,.0f}"
+    published = speed.published_flops_per_s
+    sheet = f" (data sheet: {published / 1e12:.1f})" if published is not None else ""
+    yield (
+        f"MFU:          {speed.mfu:.2%}: {speed.flops_per_s / 1e12:.4g} TFLOP/s of "
+        f"{speed.peak_flops_per_s / 1e12:.4g} by matrix products{sheet}; {speed.mfu_a100:.3%} of an A100"
+    )
+    yield f"outside the model: {_described(report.shares)}"
+    power = report.power
+    if power.joules_per_token is None or power.watts is None:
+        yield f"energy:       {power.note}"
+    else:
+        yield f"energy:       {power.joules_per_token:.3g} J/token, {power.watts:.1f} W ({power.note})"
+    yield (
+        f"start-up:     imported after {start.imported_s:.2f} s, ready after {start.ready_s:.2f} s, "
+        f"first step made after {start.first_step_s:.2f} s"
+    )
+    if report.gpu_memory_bytes is not None:
+        yield f"GPU memory:   {report.gpu_memory_bytes / 2**20:,.0f} MiB reserved at most"
+
+
+def _described(shares: Shares) -> str:
+    if shares.between_updates is not None:
+        return (
+            f"{shares.outside_model:.1%} of the time no kernel runs; {shares.between_updates:.1%} is "
+            f"between updates"
+        )
+    return f"{shares.outside_model:.1%}: drawing batches {shares.batches:.1%}, the loop {shares.loop:.1%}"
+
+
+def _power(
+    before: float | None, after: float | None, seconds: float, tokens_per_s: float, note: str
+) -> Power:
+    if before is None or after is None:
+        return Power(None, None, note)
+    if seconds < _LEAST_ENERGY_S:
+        return Power(None, None, f"less than {_LEAST_ENERGY_S:.0f} s is too short to measure it")
+    watts = (after - before) / seconds
+    return Power(watts, watts / tokens_per_s, note)
+
+
+def _write(file: Path, report: Report) -> None:
+    content = asdict(report) | {"config": report.config.model_dump(mode="json")}
+    try:
+        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as e:
+        raise TrainerError(f"cannot write {file}: {e.strerror or e}") from e
+
+
+def _process_age() -> float:
+    """Seconds since this process began."""
+    return time.time() - psutil.Process().create_time()

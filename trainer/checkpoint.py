@@ -2,7 +2,8 @@
 
 ========================  ====================================================================
 ``model.safetensors``     the weights by GPT-2's names, fp32; the tied output matrix is not repeated
-``optimizer.safetensors`` AdamW's moments, ``exp_avg.NAME`` and ``exp_avg_sq.NAME``, fp32
+``optimizer.safetensors`` AdamW's moments, ``exp_avg.NAME`` and ``exp_avg_sq.NAME``, and Muon's,
+                          ``momentum.NAME``, fp32
 ``state.json``            :class:`State`: step, configuration, vocabulary, losses, environment
 ``checkpoint.json``       what the orchestrator reads: the step and the metrics of exactly these weights
 ========================  ====================================================================
@@ -36,7 +37,7 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 _ASIDE_PREFIX = ".writing-"
-SHAPE_KEYS = ("n_layer", "n_head", "n_embd", "block_size", "bias")
+SHAPE_KEYS = ("recipe", "n_layer", "n_head", "n_embd", "block_size", "bias")
 """Settings that a restored run cannot change: they decide the names and shapes of the weights."""
 
 

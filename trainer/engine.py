@@ -12,7 +12,8 @@ from trainer.config import TrainerConfig
 from trainer.data import Batches
 from trainer.device import Hardware
 from trainer.graph import GraphedUpdate
-from trainer.model import GPT
+from trainer.model_fast import LanguageModel
+from trainer.muon import MuonAdamW, build_optimizer
 from trainer.optimizer import AdamW, learning_rate
 from trainer.ranks import Ranks
 from trainer.rng import Stream, stream_seed
@@ -24,7 +25,7 @@ NEVER = 1 << 62
 class Engine(Protocol):
     """Changes a model's weights in place, one update after the other."""
 
-    optimizer: AdamW
+    optimizer: AdamW | MuonAdamW
     """Its moments by name, and the number of updates that they have seen."""
     forward: nn.Module
     """What computes losses: the model itself or its compiled form."""
@@ -47,7 +48,7 @@ class EagerEngine:
     def __init__(
         self,
         config: TrainerConfig,
-        model: GPT,
+        model: LanguageModel,
         batches: Batches,
         hardware: Hardware,
         ranks: Ranks | None = None,
@@ -60,13 +61,16 @@ class EagerEngine:
         self._step = torch.zeros((), dtype=torch.int64, device=hardware.device)
         self.first_bad = torch.full_like(self._step, NEVER)
         self.forward: nn.Module = _compiled(model) if config.compile else model
-        self.optimizer = AdamW(model.named_parameters(), config)
+        self.optimizer = build_optimizer(model.named_parameters(), config)
         graphed = config.cuda_graph and not config.compile and hardware.device.type == "cuda"
         self._compute = GraphedUpdate(self._eagerly) if graphed else self._eagerly
 
     def update(self, step: int) -> tuple[Tensor, Tensor]:
         """See :class:`Engine`."""
-        self.optimizer.set_rate(learning_rate(self._config, step))
+        if isinstance(self.optimizer, MuonAdamW):
+            self.optimizer.set_step(step)
+        else:
+            self.optimizer.set_rate(learning_rate(self._config, step))
         self._step.fill_(step)  # where a recorded update can read it
         seed = stream_seed(self._config.seed, Stream.DROPOUT, step)
         if self._ranks.rank:
@@ -109,6 +113,6 @@ class EagerEngine:
         self.first_bad.copy_(torch.minimum(self.first_bad, bad))
 
 
-def _compiled(model: GPT) -> nn.Module:
+def _compiled(model: LanguageModel) -> nn.Module:
     compiled: nn.Module = torch.compile(model)  # type: ignore[assignment]
     return compiled

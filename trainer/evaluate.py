@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trainer.checkpoint import Evaluation
 from trainer.data import Batches, Split
 from trainer.device import Hardware
-from trainer.model import GPT
+from trainer.model_fast import LanguageModel
 from trainer.ranks import Ranks
 
 
@@ -24,7 +24,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: GPT,
+        model: LanguageModel,
         forward: nn.Module,
         batches: Batches,
         hardware: Hardware,

@@ -11,7 +11,7 @@ import torch
 from trainer.config import TrainerConfig
 from trainer.data import Batches
 from trainer.device import Hardware
-from trainer.model import GPT
+from trainer.model_fast import LanguageModel
 
 
 def gpu_shortage(error: RuntimeError) -> str | None:
@@ -23,7 +23,7 @@ def gpu_shortage(error: RuntimeError) -> str | None:
     return ". ".join(str(memory).split(". ")[:2])  # the rest are figures of the allocator
 
 
-def what_fits(config: TrainerConfig, model: GPT, batches: Batches, hardware: Hardware) -> str:
+def what_fits(config: TrainerConfig, model: LanguageModel, batches: Batches, hardware: Hardware) -> str:
     """Advice found by trying: the fewest micro-batches with which forward and backward fit.
 
     Whoever calls it has let go of everything else that is not needed for an update, the error included.

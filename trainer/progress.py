@@ -12,7 +12,7 @@ from trainer.config import TrainerConfig
 from trainer.data import Dataset
 from trainer.device import Hardware
 from trainer.flops import A100_BF16_FLOPS, flops_per_step
-from trainer.model import GPT
+from trainer.model_fast import LanguageModel
 from trainer.peak import gemm_peak
 from trainer.power import EnergyCounter, find_energy
 
@@ -158,7 +158,7 @@ def step_line(step: int, loss: float, lr: float, speed: dict[str, float]) -> str
     )
 
 
-def introduction(config: TrainerConfig, dataset: Dataset, model: GPT, hardware: Hardware) -> None:
+def introduction(config: TrainerConfig, dataset: Dataset, model: LanguageModel, hardware: Hardware) -> None:
     """What is trained, on what, and where."""
     B, T = config.batch_size, config.block_size
     say(

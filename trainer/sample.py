@@ -12,18 +12,18 @@ import torch
 from trainer import checkpoint
 from trainer.data import Vocabulary, vocabulary_of
 from trainer.errors import TrainerError, UserError
-from trainer.model import GPT
+from trainer.model_fast import LanguageModel, build_model
 from trainer.rng import Stream, stream_seed
 
 
-def load_model(directory: Path, device: str = "cpu") -> tuple[GPT, checkpoint.State]:
+def load_model(directory: Path, device: str = "cpu") -> tuple[LanguageModel, checkpoint.State]:
     """The model of a checkpoint, ready to sample from, and the checkpoint's state.
 
     Raises:
         DamagedCheckpoint: a file is missing or damaged.
     """
     state = checkpoint.read_state(directory)
-    model = GPT(state.config, len(vocabulary_of(state.vocabulary, state.vocabulary_size)))
+    model = build_model(state.config, len(vocabulary_of(state.vocabulary, state.vocabulary_size)))
     weights = checkpoint.read_tensors(directory / checkpoint.MODEL_FILE)
     checkpoint.copy_into(dict(model.named_parameters()), weights, "model")
     return model.to(device).eval(), state
@@ -31,7 +31,7 @@ def load_model(directory: Path, device: str = "cpu") -> tuple[GPT, checkpoint.St
 
 @torch.no_grad()
 def generate(
-    model: GPT,
+    model: LanguageModel,
     vocabulary: Vocabulary,
     *,
     tokens: int,

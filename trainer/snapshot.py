@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from trainer.model import GPT
+from trainer.model_fast import LanguageModel
 
 capturing = threading.Lock()
 """Held by whoever records a CUDA graph and by whoever calls CUDA from another thread: a recording forbids
@@ -28,10 +28,10 @@ _ALIGNMENT = 16
 class Snapshot:
     """Weights and moments as they were at :meth:`take`, in buffers that are allocated once and reused."""
 
-    def __init__(self, model: GPT, probe: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, model: LanguageModel, probe: tuple[Tensor, Tensor]) -> None:
         self._model = model
         self._probe = probe
-        self._twin: GPT | None = None
+        self._twin: LanguageModel | None = None
         self._stream: torch.cuda.Stream | None = None
 
     def take(self, moments: Mapping[str, Tensor]) -> None:

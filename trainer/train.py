@@ -25,7 +25,7 @@ from trainer.device import choose_hardware
 from trainer.engine import NEVER, EagerEngine, Engine
 from trainer.errors import TrainerError, UserError
 from trainer.evaluate import Evaluator
-from trainer.model import GPT
+from trainer.model_fast import build_model
 from trainer.optimizer import learning_rate
 from trainer.progress import Meter, introduction, say, step_line
 from trainer.ranks import Accord, join
@@ -85,7 +85,7 @@ class Training:
         rank, world = self.ranks.rank, self.ranks.world
         self.batches = Batches(self.dataset, config, self.hardware.device, rank, world)
         seed = stream_seed(config.seed, Stream.INIT)
-        self.model = GPT(config, len(self.dataset.vocabulary), seed).to(self.hardware.device)
+        self.model = build_model(config, len(self.dataset.vocabulary), seed).to(self.hardware.device)
         self.engine: Engine = EagerEngine(config, self.model, self.batches, self.hardware, self.ranks)
         self.optimizer = self.engine.optimizer
         self.evaluator = Evaluator(

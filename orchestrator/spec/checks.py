@@ -19,7 +19,7 @@ from trainer.config import TrainerConfig
 
 Location: TypeAlias = tuple[int | str, ...]
 
-MODEL_SETTINGS: Final = ("dataset", "n_layer", "n_head", "n_embd", "block_size", "bias")
+MODEL_SETTINGS: Final = ("dataset", "recipe", "n_layer", "n_head", "n_embd", "block_size", "bias")
 """Trainer settings that decide whether a checkpoint can be loaded: the same on every placement of a run."""
 
 
@@ -128,6 +128,8 @@ def _model_changes(base: _Settings, overrides: list[dict[str, Any]]) -> list[Ini
     for key in MODEL_SETTINGS:
         default = base.right.get(key, TrainerConfig.model_fields[key].default)
         values = [override.get(key, default) for override in overrides]
+        if key == "recipe":  # the base has the defaults of its own recipe
+            values.append(default)
         if key in base.wrong or all(value == values[0] for value in values):
             continue
         for number, override in enumerate(overrides):

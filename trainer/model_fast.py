@@ -1,0 +1,239 @@
+"""The model of ``recipe: fast``: GPT-2's decoder, changed so that it learns in fewer steps.
+
+Shapes as in :mod:`trainer.model`: B sequences, T tokens, C channels, V tokens that the model knows.
+Parameters that GPT-2 has too carry its names. What each ingredient gives is measured in ``docs/recipes.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.config import TrainerConfig
+from trainer.model import GPT, Embedding, LayerNorm, Linear, _attend
+
+_INIT_STD = 0.02
+_ROTARY_BASE = 10000.0
+_MAX_PAIRS = 65536
+"""Rows of the largest table of pairs; of more pairs, some share a row."""
+_HASH_FACTOR = 40503  # 2^16 over the golden ratio (Knuth, volume 3, 6.4)
+_HASH_PRIME = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What the model has that GPT-2 has not. The recipe has all of it; ablations leave some out."""
+
+    rotary: bool = True
+    """Positions by rotating queries and keys (Su et al., 2021), not by trained embeddings."""
+    rms_norm: bool = True
+    """Root mean square norms without weights, not layer norms."""
+    qk_norm: bool = True
+    """Queries and keys are normalised in each head (Henry et al., 2020)."""
+    relu2: bool = True
+    """Squared ReLU (So et al., 2021), not GELU."""
+    zero_init: bool = True
+    """Matrices that add to the residual stream, and the head, begin at zero; others wider than GPT-2's."""
+    untied: bool = True
+    """The output matrix is not the token embedding."""
+    bigram: bool = True
+    """Each pair of successive tokens has a trained row of its own, added to that of the token."""
+    softcap: float = 15.0
+    """Logits are bent to stay below this (Gemma 2); 0 leaves them."""
+
+
+FULL = Ingredients()
+NONE = Ingredients(*(False,) * 7, softcap=0.0)
+"""GPT-2's model."""
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines, (T, C / head / 2) each."""
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation over C, without weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:])
+
+
+class Attention(nn.Module):
+    """Causal self-attention with dropout on the attention weights and on the output."""
+
+    def __init__(self, config: TrainerConfig, ingredients: Ingredients) -> None:
+        super().__init__()
+        C = config.n_embd
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.qk_norm = ingredients.qk_norm
+        self.c_attn = Linear(C, 3 * C, config.bias)
+        self.c_proj = Linear(C, C, config.bias)
+
+    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        B, T, C = x.shape
+        heads = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, head, T, C / head)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        if rotation is not None:
+            q, k = _rotate(q, rotation), _rotate(k, rotation)
+        y = _attend(q.to(v.dtype), k.to(v.dtype), v, self.dropout if self.training else 0.0)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return F.dropout(y, self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Two matrices, four times as wide between them."""
+
+    def __init__(self, config: TrainerConfig, ingredients: Ingredients) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.relu2 = ingredients.relu2
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd, config.bias)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd, config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.c_fc(x)
+        x = F.relu(x).square() if self.relu2 else F.gelu(x)
+        return F.dropout(self.c_proj(x), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """One transformer block, normalised before each part."""
+
+    def __init__(self, config: TrainerConfig, ingredients: Ingredients) -> None:
+        super().__init__()
+        self.ln_1 = _norm(config, ingredients)
+        self.attn = Attention(config, ingredients)
+        self.ln_2 = _norm(config, ingredients)
+        self.mlp = MLP(config, ingredients)
+
+    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), rotation)
+        y: Tensor = x + self.mlp(self.ln_2(x))
+        return y
+
+
+class FastGPT(nn.Module):
+    """The language model, with the interface of :class:`trainer.model.GPT`.
+
+    ``seed`` decides the initial weights, drawn on the CPU so that every device starts from the same ones.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(
+        self, config: TrainerConfig, vocab_size: int, seed: int = 0, ingredients: Ingredients = FULL
+    ) -> None:
+        super().__init__()
+        C = config.n_embd
+        self.block_size = config.block_size
+        self.dropout = config.dropout
+        self.n_layer = config.n_layer
+        self.ingredients = ingredients
+        self.vocab_size = vocab_size
+        pairs = min((vocab_size + 1) * vocab_size, _MAX_PAIRS)
+        self.wte = Embedding(vocab_size, C)
+        self.bigram = Embedding(pairs, C) if ingredients.bigram else None
+        self.wpe = None if ingredients.rotary else Embedding(config.block_size, C)
+        self.h = nn.ModuleList(Block(config, ingredients) for _ in range(config.n_layer))
+        self.ln_f = _norm(config, ingredients)
+        self.lm_head = Linear(C, vocab_size, bias=False) if ingredients.untied else None
+        if ingredients.rotary:
+            cos, sin = _rotation(config.block_size, C // config.n_head)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+        self._initialise(torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        """N(0, 0.02) for embeddings; 0 or N(0, 0.5 / sqrt(inputs)) for matrices, or what GPT-2 has."""
+        zero_init = self.ingredients.zero_init
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue
+            residual = name.endswith("c_proj.weight")
+            if zero_init and (residual or name.startswith("lm_head")):
+                parameter.zero_()
+                continue
+            std = _INIT_STD / math.sqrt(2 * self.n_layer) if residual else _INIT_STD
+            if zero_init and name.startswith("h."):
+                std = 0.5 / math.sqrt(parameter.shape[1])
+            parameter.normal_(0.0, std, generator=generator)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits and, given targets (B, T), the mean cross-entropy in nats.
+
+        Tokens are (B, T) with T <= block_size. Logits are (B, T, V) with targets; without them only the last
+        position's, (B, 1, V), which is what sampling needs.
+        """
+        T = tokens.shape[1]
+        x = F.dropout(self._embed(tokens), self.dropout, self.training)  # (B, T, C)
+        rotation = (self.cos[:T], self.sin[:T]) if self.ingredients.rotary else None
+        for block in self.h:
+            x = block(x, rotation)
+        x = self.ln_f(x)
+        if targets is None:
+            return self._logits(x[:, -1:]), None
+        logits = self._logits(x)
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def parameter_count(self, positions: bool = True) -> int:
+        """Number of parameters. `positions` false leaves out those that are looked up only, in no product."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        if positions:
+            return total
+        looked_up = [self.bigram, self.wpe, self.wte if self.lm_head is not None else None]
+        return total - sum(table.weight.numel() for table in looked_up if table is not None)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        x: Tensor = self.wte(tokens)
+        if self.bigram is not None:
+            x = x + self.bigram(self._pairs(tokens))
+        if self.wpe is not None:
+            x = x + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        return x
+
+    def _pairs(self, tokens: Tensor) -> Tensor:
+        """For each token (B, T) the row of the pair that it ends; before the first is a token of its own."""
+        assert self.bigram is not None
+        V, rows = self.vocab_size, self.bigram.weight.shape[0]
+        pairs = F.pad(tokens[:, :-1], (1, 0), value=V) * V + tokens
+        if rows == (V + 1) * V:
+            return pairs
+        return pairs % _HASH_PRIME * _HASH_FACTOR % _HASH_PRIME % rows
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = F.linear(x, self.wte.weight if self.lm_head is None else self.lm_head.weight)
+        cap = self.ingredients.softcap
+        return cap * torch.tanh(logits.float() / cap) if cap else logits
+
+
+LanguageModel = GPT | FastGPT
+
+
+def build_model(config: TrainerConfig, vocab_size: int, seed: int = 0) -> LanguageModel:
+    """The model that the configuration's recipe trains."""
+    return (FastGPT if config.recipe == "fast" else GPT)(config, vocab_size, seed)
+
+
+def _norm(config: TrainerConfig, ingredients: Ingredients) -> nn.Module:
+    return RMSNorm() if ingredients.rms_norm else LayerNorm(config.n_embd, config.bias)
+
+
+def _rotation(positions: int, width: int) -> Rotation:
+    frequencies = _ROTARY_BASE ** (-torch.arange(0, width, 2) / width)
+    angles = torch.arange(positions)[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the i-th channel of the first half and of the second, a pair, by position times frequency i."""
+    cos, sin = rotation
+    left, right = x.chunk(2, -1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), -1)

@@ -26,6 +26,7 @@ from typing import Any
 
 from benchmarks import lockstep, report
 from benchmarks.cases import GPU, LAPTOP, Device, hyperparameters, settings
+from benchmarks.curves import Curve, follow
 from benchmarks.report import Row, unmeasured
 from benchmarks.workers import Bench, Worker, WorkerError, prepared
 
@@ -40,8 +41,7 @@ class Run:
     dtype: str
     """Of the forward and backward pass."""
     seed: int
-    curve: list[tuple[int, float]]
-    """Steps and losses."""
+    curve: Curve
     train_s: float
     """Wall time of the steps; other runs on the machine slow them down."""
     error: str = ""
@@ -150,7 +150,7 @@ def train(bench: Bench, plan: Plan, program: str, dtype: str, seed: int) -> Run:
     name = f"{program}-{dtype}-{seed}"
     try:
         with start(bench, plan, program, dtype, seed) as worker:
-            curve, train_s = follow(worker, plan.shape["max_steps"], plan.every)
+            curve, train_s = follow(worker, 0, plan.shape["max_steps"], plan.every)
     except WorkerError as e:
         print(f"{name} failed: {e}", flush=True)
         return Run(program, dtype, seed, [], 0.0, str(e))
@@ -166,17 +166,6 @@ def start(bench: Bench, plan: Plan, program: str, dtype: str, seed: int) -> Work
         return bench.ours(settings(plan.shape, plan.device, dtype, seed=seed), name)
     config = hyperparameters({**plan.shape, "seed": seed})
     return bench.nanogpt(config, plan.device, dtype, plan.compiled_peer, name)
-
-
-def follow(worker: Worker, steps: int, every: int) -> tuple[list[tuple[int, float]], float]:
-    """Train to the end; the val losses on the way, and the seconds that the steps took."""
-    curve: list[tuple[int, float]] = []
-    train_s = 0.0
-    for end in [*range(every, steps, every), steps]:
-        done = worker.steps(end - (curve[-1][0] if curve else 0))
-        train_s += done.wall_s
-        curve.append((end, worker.val()))
-    return curve, train_s
 
 
 def loss_rows(plan: Plan, runs: Sequence[Run]) -> list[Row]:

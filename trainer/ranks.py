@@ -147,7 +147,7 @@ class Gang(Ranks):
             ) from e
 
 
-def join(device: torch.device, env: Mapping[str, str] | None = None) -> Ranks:
+def join(device: torch.device, env: Mapping[str, str] | None = None, patience_s: float = PATIENCE_S) -> Ranks:
     """The ranks that the environment describes; on a GPU, this rank's GPU becomes the current one.
 
     Raises:
@@ -169,7 +169,7 @@ def join(device: torch.device, env: Mapping[str, str] | None = None) -> Ranks:
         if local >= visible:
             raise UserError(f"LOCAL_RANK is {local}, but this machine shows {visible} GPUs")
         torch.cuda.set_device(local)
-    return Gang(rank, world, device)
+    return Gang(rank, world, device, patience_s)
 
 
 def _number(env: Mapping[str, str], key: str, default: int) -> int:

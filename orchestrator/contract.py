@@ -14,6 +14,7 @@ Environment variables (all optional):
 ``ORCH_ARTIFACT_DIR``       files left here are kept with the run
 ``ORCH_DEVICE``             ``cpu`` or ``cuda``: what the placement granted
 ``ORCH_CPUS``               how many threads the placement granted
+``ORCH_CACHE_DIR``          what later runs on this node can use again; the user's cache when unset
 ==========================  =========================================================================
 
 ``SIGTERM`` means "save and stop"; exit code :data:`EXIT_SAVED` answers "saved, resume me" and

@@ -7,7 +7,6 @@ How each figure is measured is told in ``docs/measuring.md``.
 from __future__ import annotations
 
 import io
-import json
 import platform
 import statistics
 import sys
@@ -15,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -23,11 +21,12 @@ import torch
 
 from orchestrator.contract import RunContext
 from trainer.config import TrainerConfig
-from trainer.errors import TrainerError, UserError
+from trainer.errors import UserError
 from trainer.flops import A100_BF16_FLOPS, flops_per_step, published_flops
 from trainer.peak import gemm_peak
 from trainer.power import find_energy
 from trainer.progress import say
+from trainer.report import Power, Report, Shares, Speed, Startup, lines, write
 from trainer.tracing import TRACED_STEPS, kernel_seconds, traced
 from trainer.train import Training, train
 
@@ -40,83 +39,6 @@ _SPAN_STEPS = 200
 _KERNEL_STEPS = 50
 _UPDATE = "update"
 _LEAST_ENERGY_S = 1.0
-
-
-@dataclass(frozen=True)
-class Startup:
-    """Seconds from the start of the process."""
-
-    imported_s: float
-    """PyTorch and the trainer are loaded."""
-    ready_s: float
-    """The data is read and the model made."""
-    first_step_s: float
-    """The first update has been made."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What the clock says, and what follows from it."""
-
-    steps: int
-    """How many updates were measured."""
-    step_ms: float
-    """The median of rounds of a few steps each."""
-    step_ms_p10: float
-    """A tenth of the rounds were faster."""
-    step_ms_p90: float
-    """A tenth of the rounds were slower."""
-    cpu_ms: float
-    """Processor time of the process per step, all threads together."""
-    tokens_per_s: float
-    flops_per_s: float
-    peak_flops_per_s: float
-    """The best rate of a matrix product in the same dtype, measured."""
-    published_flops_per_s: float | None
-    """By the data sheet of a GPU."""
-    mfu: float
-    """flops_per_s / peak_flops_per_s."""
-    mfu_a100: float
-    """flops_per_s / 312 TFLOP/s, nanoGPT's convention."""
-
-
-@dataclass(frozen=True)
-class Shares:
-    """Parts of the wall time of a step, 0 to 1."""
-
-    outside_model: float
-    """What is not the update's own compute. On a GPU: no kernel runs."""
-    batches: float | None
-    """On a CPU: drawing batches."""
-    loop: float | None
-    """On a CPU: Python between updates, and logging."""
-    between_updates: float | None
-    """On a GPU: by its own clock, after the end of an update and before the begin of the next."""
-
-
-@dataclass(frozen=True)
-class Power:
-    """None where it is not known, which `note` explains."""
-
-    watts: float | None
-    joules_per_token: float | None
-    note: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that is measured, as in the JSON file."""
-
-    config: TrainerConfig
-    machine: dict[str, str | int | bool]
-    parameters: int
-    """Without position embeddings, as nanoGPT counts."""
-    start_up: Startup
-    speed: Speed
-    shares: Shares
-    power: Power
-    gpu_memory_bytes: int | None
-    """The most that PyTorch had reserved."""
 
 
 def bench(
@@ -143,7 +65,7 @@ def bench(
             for line in lines(report):
                 say(line)
             if json_file is not None:
-                _write(json_file, report)
+                write(report, json_file)
             if profile is not None:
                 with traced(bench, "update", profile, training.hardware, warm_up=0):
                     for _ in range(TRACED_STEPS):
@@ -161,12 +83,14 @@ class Bench:
 
     def __init__(self, training: Training, imported_s: float) -> None:
         self._config = training.config
+        self._tokens = training.config.batch_size * training.config.block_size
         self._training = training
         self.hardware = training.hardware
         ready_s = _process_age()
         training.update()
         self.hardware.synchronize()
         self._start_up = Startup(imported_s, ready_s, _process_age())
+        training.meter.peak()  # measured now, training will not stop for it later
 
     def update(self) -> None:
         """One step of training, without what it prints."""
@@ -186,7 +110,7 @@ class Bench:
             rounds = [self._round(size) for _ in range(max(1, total // size))]
             cpu_s = time.process_time() - cpu_s
             after = energy.joules()
-        wall_s = sum(rounds)
+        memory, wall_s = self._gpu_memory(), sum(rounds)
         speed = self._speed(rounds, size, cpu_s)
         shares = parts.shares(wall_s) if self.hardware.device.type == "cpu" else self._gpu_shares(speed)
         return Report(
@@ -196,8 +120,8 @@ class Bench:
             start_up=self._start_up,
             speed=speed,
             shares=shares,
-            power=_power(before, after, wall_s, speed.tokens_per_s, energy.note),
-            gpu_memory_bytes=self._gpu_memory(),
+            power=_power(before, after, wall_s, speed.steps * self._tokens, energy.note),
+            gpu_memory_bytes=memory,
         )
 
     def _warm_up(self) -> float:
@@ -229,7 +153,7 @@ class Bench:
             step_ms_p10=each[len(each) // 10],
             step_ms_p90=each[-1 - len(each) // 10],
             cpu_ms=cpu_s / len(rounds) / size * 1000.0,
-            tokens_per_s=self._config.batch_size * self._config.block_size / step_ms * 1000.0,
+            tokens_per_s=self._tokens / step_ms * 1000.0,
             flops_per_s=rate,
             peak_flops_per_s=peak,
             published_flops_per_s=published_flops(self.hardware.name(), self.hardware.dtype),
@@ -337,68 +261,12 @@ class _Spans:
         return max(0.0, 1.0 - inside / whole)
 
 
-def lines(report: Report) -> Iterator[str]:
-    """The report for people."""
-    config, speed, machine, start = report.config, report.speed, report.machine, report.start_up
-    where = machine["device_name"]
-    if machine["device"] == "cpu":
-        where = f"{where}, {machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
-    yield (
-        f"{config.n_layer}x{config.n_embd}, {config.batch_size} x {config.block_size} tokens, "
-        f"{report.parameters:,} parameters; {where}, {machine['dtype']}, PyTorch {machine['torch']}"
-    )
-    yield (
-        f"step:         {speed.step_ms:.3f} ms, median of {speed.steps} steps in rounds "
-        f"(10 % to 90 %: {speed.step_ms_p10:.3f} to {speed.step_ms_p90:.3f}); "
-        f"processor time {speed.cpu_ms:.3f} ms"
-    )
-    yield f"tokens/s:     {speed.tokens_per_s:,.0f}"
-    published = speed.published_flops_per_s
-    sheet = f" (data sheet: {published / 1e12:.1f})" if published is not None else ""
-    yield (
-        f"MFU:          {speed.mfu:.2%}: {speed.flops_per_s / 1e12:.4g} TFLOP/s of "
-        f"{speed.peak_flops_per_s / 1e12:.4g} by matrix products{sheet}; {speed.mfu_a100:.3%} of an A100"
-    )
-    yield f"outside the model: {_described(report.shares)}"
-    power = report.power
-    if power.joules_per_token is None or power.watts is None:
-        yield f"energy:       {power.note}"
-    else:
-        yield f"energy:       {power.joules_per_token:.3g} J/token, {power.watts:.1f} W ({power.note})"
-    yield (
-        f"start-up:     imported after {start.imported_s:.2f} s, ready after {start.ready_s:.2f} s, "
-        f"first step made after {start.first_step_s:.2f} s"
-    )
-    if report.gpu_memory_bytes is not None:
-        yield f"GPU memory:   {report.gpu_memory_bytes / 2**20:,.0f} MiB reserved at most"
-
-
-def _described(shares: Shares) -> str:
-    if shares.between_updates is not None:
-        return (
-            f"{shares.outside_model:.1%} of the time no kernel runs; {shares.between_updates:.1%} is "
-            f"between updates"
-        )
-    return f"{shares.outside_model:.1%}: drawing batches {shares.batches:.1%}, the loop {shares.loop:.1%}"
-
-
-def _power(
-    before: float | None, after: float | None, seconds: float, tokens_per_s: float, note: str
-) -> Power:
+def _power(before: float | None, after: float | None, seconds: float, tokens: int, note: str) -> Power:
     if before is None or after is None:
         return Power(None, None, note)
     if seconds < _LEAST_ENERGY_S:
         return Power(None, None, f"less than {_LEAST_ENERGY_S:.0f} s is too short to measure it")
-    watts = (after - before) / seconds
-    return Power(watts, watts / tokens_per_s, note)
-
-
-def _write(file: Path, report: Report) -> None:
-    content = asdict(report) | {"config": report.config.model_dump(mode="json")}
-    try:
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError as e:
-        raise TrainerError(f"cannot write {file}: {e.strerror or e}") from e
+    return Power((after - before) / seconds, (after - before) / tokens, note)
 
 
 def _process_age() -> float:

@@ -39,7 +39,8 @@ def flops_per_step(config: TrainerConfig, parameters: int) -> float:
     """Floating-point operations of one forward and backward pass over B x T tokens.
 
     ``6 N + 12 L H Q T`` per token: PaLM (arXiv 2204.02311), appendix B. N is `parameters`, counted without
-    the position embeddings as nanoGPT does; H Q = n_embd.
+    the position embeddings as nanoGPT does; H Q = n_embd. Attention counts as if each token attended to all
+    T, though half of them are masked; the optimizer and what is computed twice to save memory do not count.
     """
     T = config.block_size
     per_token = 6 * parameters + 12 * config.n_layer * config.n_embd * T

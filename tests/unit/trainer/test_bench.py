@@ -1,0 +1,185 @@
+"""``python -m trainer bench``, and traces of a few steps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.contract import EXIT_USER_ERROR, NullContext
+from tests.unit.trainer.support import TINY, clean_env, run_trainer, tiny, write_text
+from trainer import bench as benchmark
+from trainer.__main__ import _parser
+from trainer.bench import Stopwatch, bench
+from trainer.power import Energy
+from trainer.report import Power, Report, Shares, Speed, Startup, lines
+from trainer.tracing import TRACED_STEPS, WARM_UP_STEPS, covered
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return write_text(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ORCH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(benchmark, "_WARM_UP_S", 0.01)
+
+
+class Burning:
+    """A counter of a device that always takes 50 W."""
+
+    source = "a test"
+
+    def joules(self) -> float:
+        return 50.0 * time.perf_counter()
+
+
+def measured(text: Path, file: Path, **arguments: Any) -> dict[str, Any]:
+    assert bench(tiny(text, log_interval=2), NullContext(), json_file=file, **arguments) == 0
+    report: dict[str, Any] = json.loads(file.read_text())
+    return report
+
+
+def test_the_figures_belong_together(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "find_energy", lambda device: Energy(Burning(), "a test"))
+    monkeypatch.setattr(benchmark, "_LEAST_ENERGY_S", 0.0)
+    report = measured(text, tmp_path / "r.json", steps=60)
+    speed, shares, start = report["speed"], report["shares"], report["start_up"]
+    assert speed["steps"] == 60
+    assert 0 < speed["step_ms_p10"] <= speed["step_ms"] <= speed["step_ms_p90"] < 1000
+    assert speed["tokens_per_s"] == pytest.approx(4 * 8 / speed["step_ms"] * 1000)
+    assert speed["mfu"] == pytest.approx(speed["flops_per_s"] / speed["peak_flops_per_s"])
+    assert speed["mfu_a100"] == pytest.approx(speed["flops_per_s"] / 312e12)
+    assert 0 < speed["mfu"] < 1
+    assert 0 < shares["batches"] < shares["outside_model"] < 1
+    assert shares["outside_model"] == pytest.approx(shares["batches"] + shares["loop"])
+    assert 0 < start["imported_s"] <= start["ready_s"] <= start["first_step_s"]
+    assert report["power"]["watts"] == pytest.approx(50.0, rel=0.2)
+    assert report["power"]["joules_per_token"] * 4 * 8 * 60 < 50.0 * 60
+    assert report["config"] == tiny(text, log_interval=2).model_dump(mode="json")
+    out = capsys.readouterr().out
+    assert "step:" in out
+    assert "loss" not in out  # what training prints is left out
+
+
+def test_without_a_power_meter_a_note_says_so(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "find_energy", lambda device: Energy(None, "nothing here tells"))
+    report = measured(text, tmp_path / "r.json", steps=3)
+    assert report["power"] == {"watts": None, "joules_per_token": None, "note": "nothing here tells"}
+    assert "nothing here tells" in capsys.readouterr().out
+
+
+def test_time_spent_on_batches_is_outside_the_model(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.data import Batches
+
+    quick = Batches.starts
+
+    def slow(self: Batches, first_step: int, count: int) -> Any:
+        time.sleep(0.02)
+        return quick(self, first_step, count)
+
+    monkeypatch.setattr(Batches, "starts", slow)
+    report = measured(text, tmp_path / "r.json", steps=10)
+    assert report["shares"]["batches"] * report["speed"]["step_ms"] > 15
+    assert report["shares"]["outside_model"] > 0.3
+
+
+def test_lines_for_a_gpu() -> None:
+    report = Report(
+        config=tiny(Path("t")),
+        machine={"device": "cuda", "device_name": "A GPU", "dtype": "bfloat16", "torch": "2", "threads": 4},
+        parameters=800_000,
+        start_up=Startup(1.0, 2.0, 3.0),
+        speed=Speed(100, 0.5, 0.4, 0.6, 0.5, 1e6, 5e12, 7e14, 989.4e12, 5 / 700, 5 / 312),
+        shares=Shares(0.25, None, None, 0.01),
+        power=Power(300.0, 3e-4, "NVML"),
+        gpu_memory_bytes=1 << 30,
+    )
+    said = "\n".join(lines(report))
+    for part in (
+        "A GPU, bfloat16",
+        "0.71%: 5 TFLOP/s of 700 by matrix products (data sheet: 989.4); 1.603% of an A100",
+        "25.0% of the time no kernel runs; 1.0% is between updates",
+        "0.0003 J/token, 300.0 W (NVML)",
+        "1,024 MiB reserved",
+    ):
+        assert part in said
+
+
+def test_a_stopwatch_counts_nested_calls_once() -> None:
+    class Sleeper:
+        def outer(self) -> str:
+            time.sleep(0.01)
+            return self.inner()
+
+        def inner(self) -> str:
+            time.sleep(0.02)
+            return "done"
+
+    sleeper, watch = Sleeper(), Stopwatch()
+    with watch.on(sleeper, "outer"), watch.on(sleeper, "inner"):
+        assert sleeper.outer() == "done"
+    assert 0.03 <= watch.seconds < 0.045
+    sleeper.outer()
+    assert watch.seconds < 0.045
+
+
+def test_overlapping_kernels_count_once() -> None:
+    assert covered([(5, 6), (0, 2), (1, 3), (1, 2), (10, 12)]) == 3 + 1 + 2
+    assert covered([]) == 0.0
+
+
+def test_a_trace_of_the_benchmark(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "trace"
+    measured(text, tmp_path / "r.json", steps=3, profile=folder)
+    names = [e.get("name") for e in json.loads((folder / "trace.json").read_text())["traceEvents"]]
+    assert names.count("aten::scaled_dot_product_attention") == TRACED_STEPS * TINY["n_layer"]
+    assert "aten::mm" in (folder / "operators.txt").read_text()
+    assert "aten::mm" in capsys.readouterr().out
+
+
+def test_training_with_a_trace_is_training(text: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "tiny.json"
+    steps = WARM_UP_STEPS + TRACED_STEPS
+    settings.write_text(json.dumps({**TINY, "dataset": str(text), "max_steps": steps}))
+    arguments = ["--config", str(settings), "--out", str(tmp_path / "out"), "--profile", str(tmp_path / "p")]
+    done = run_trainer(arguments)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / f"step-{steps:08d}").is_dir()
+    assert (tmp_path / "p" / "trace.json").stat().st_size > 1000
+    assert f"{TRACED_STEPS} steps in" in done.stdout
+    short = run_trainer([*arguments, "--set", f"max_steps={steps - 1}", "--out", str(tmp_path / "short")])
+    assert short.returncode == 0, short.stderr
+    assert f"no trace: that takes {steps} steps, and there were {steps - 1}" in short.stdout
+
+
+def test_options_stand_before_or_after_the_command() -> None:
+    parse = _parser().parse_args
+    plain = parse(["--config", "a", "--set", "x=1"])
+    assert (plain.command, plain.config, plain.set, plain.profile) == (None, Path("a"), ["x=1"], None)
+    for arguments in (["--config", "a", "bench", "--steps", "3"], ["bench", "--config", "a", "--steps", "3"]):
+        found = parse(arguments)
+        assert (found.command, found.config, found.set, found.steps) == ("bench", Path("a"), [], 3)
+    with pytest.raises(SystemExit):
+        parse(["bench", "--steps", "0"])
+
+
+def test_mistakes_are_told_without_pytorch() -> None:
+    program = "import sys; sys.modules['torch'] = None\nfrom trainer.__main__ import main\nsys.exit(main())"
+    arguments = [sys.executable, "-c", program, "bench", "--set", "n_layer=0"]
+    done = subprocess.run(arguments, env=clean_env(), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == EXIT_USER_ERROR
+    assert "n_layer" in done.stderr.splitlines()[-1]

@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from benchmarks.svg import COLOURS, Band, Line, Plot, render
 
 NAMES = {"ours": "trainer", "nanogpt": "nanoGPT"}
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
-HEADROOM = 0.35
+HEADROOM = 0.25
 """Nats above the lowest loss that the plot shows, as a share of that loss."""
 
 
@@ -43,8 +44,9 @@ def parity_plot(results: Sequence[dict[str, Any]]) -> Plot:
     for colour, ((program, dtype), curves) in zip(COLOURS, sorted(groups.items()), strict=False):
         label = f"{NAMES[program]}, {SHORT[dtype]}"
         band, line = spread(label, curves, colour)
-        bands.append(band)
-        lines.append(line)
+        bands.append(replace(band, label=""))
+        seeds = f"median and range of {len(curves)}"
+        lines.append(replace(line, label=f"{label}: {seeds}", dashed=program == "nanogpt"))
     configuration = results[0]["configuration"]
     title = f"{configuration} configuration: loss over the whole val split"
     return Plot(title, "step", "nats", lines, bands, top=_top(lines))

@@ -31,6 +31,7 @@ class Band:
     """The area between two curves with the same x."""
 
     label: str
+    """Not in the legend when empty."""
     low: Points
     high: Points
     colour: str
@@ -132,7 +133,7 @@ def _legend(plot: Plot) -> list[str]:
     """Names of bands and lines, at the top right."""
     parts, y = [], TOP + 14
     x = WIDTH - RIGHT - 250
-    for band in plot.bands:
+    for band in (band for band in plot.bands if band.label):
         parts.append(f'<rect x="{x}" y="{y - 9}" width="24" height="10" fill="{band.colour}" opacity="0.2"/>')
         parts.append(_text(x + 32, y, band.label))
         y += 17

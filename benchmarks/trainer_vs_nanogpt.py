@@ -88,13 +88,23 @@ def _parts(bench: Bench, args: argparse.Namespace) -> dict[str, Measure]:
             continue
         case = sized(case, args.quick, args.rounds)
         parts[case.name] = lambda case=case: per_step(bench, case, extra)  # type: ignore[misc]
-    fast = dict(parse_setting(text) for text in args.set_fast)
-    seeds = args.seeds[:1] if args.quick else args.seeds
+    gpu, laptop, seeds = _until_losses(args)
     if _wanted("time-to-loss", args, device == "cuda"):
-        parts["time-to-loss"] = lambda: time_to_loss(bench, GPU, {**FAST_GPU, **fast}, seeds)
+        parts["time-to-loss"] = lambda: time_to_loss(bench, GPU, gpu, seeds)
     if _wanted("compute-to-loss", args, device == "cpu"):
-        parts["compute-to-loss"] = lambda: compute_to_loss(bench, LAPTOP, {**FAST_CPU, **fast}, seeds[:3])
+        steps = 200 if args.quick else LAPTOP["max_steps"]
+        shape = {**LAPTOP, "max_steps": steps}
+        parts["compute-to-loss"] = lambda: compute_to_loss(bench, shape, laptop, seeds[:3])
     return parts
+
+
+def _until_losses(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
+    """Settings of the fast recipe on a GPU and on a CPU, and its seeds."""
+    fast = dict(parse_setting(text) for text in args.set_fast)
+    gpu, laptop = {**FAST_GPU, **fast}, {**FAST_CPU, **fast}
+    if args.quick:
+        laptop = {**laptop, "max_steps": 80}
+    return gpu, laptop, args.seeds[:1] if args.quick else args.seeds
 
 
 def sized(case: Case, quick: bool, rounds: int | None) -> Case:

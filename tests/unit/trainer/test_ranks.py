@@ -124,7 +124,8 @@ def test_dropout_differs_between_ranks(text: Path, tmp_path: Path) -> None:
     """Ranks with the same sequences and the same masks would have the gradient of half a batch."""
     program = (
         "import sys; from trainer.settings import load_config; "
-        "from orchestrator.contract import NullContext; from trainer.train import Training; from pathlib import Path; "
+        "from orchestrator.contract import NullContext; from trainer.train import Training; "
+        "from pathlib import Path; "
         "t = Training(load_config(Path(sys.argv[2])), NullContext(), Path(sys.argv[4])); "
         "t.batches.starts = lambda first, count: __import__('torch').zeros((count, 2), dtype=int); "
         "t.engine._over_ranks = lambda loss: loss; "

@@ -212,8 +212,8 @@ class Batches:
             raise UserError(f"batch_size ({config.batch_size}) must be a multiple of the {world} ranks")
         try:
             self._tokens: dict[Split, Tensor] = {
-                "train": dataset.train.to(device),
-                "val": dataset.val.to(device),
+                "train": _on_device(dataset.train, device),
+                "val": _on_device(dataset.val, device),
             }
         except torch.OutOfMemoryError as e:
             needed = sum(t.numel() * t.element_size() for t in (dataset.train, dataset.val)) / 1e9
@@ -285,3 +285,15 @@ class Batches:
         places = starts.to(self._device)[:, None] + self._window
         sequences = self._tokens[split][places].long()  # (B, T + 1)
         return sequences[:, :-1], sequences[:, 1:]
+
+
+def _on_device(tokens: Tensor, device: torch.device) -> Tensor:
+    """The tokens on `device`, as they are where that can look up their type: a GPU cannot look up uint16."""
+    if tokens.dtype != torch.uint16 or device.type == "cpu":
+        return tokens.to(device)
+    return widened(tokens.view(torch.int16).to(device))
+
+
+def widened(tokens: Tensor) -> Tensor:
+    """int32 tokens of uint16 ones that are kept as int16."""
+    return tokens.to(torch.int32).bitwise_and_(0xFFFF)

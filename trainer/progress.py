@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from trainer.config import TrainerConfig
 from trainer.data import Dataset
@@ -14,9 +13,7 @@ from trainer.device import Hardware
 from trainer.flops import A100_BF16_FLOPS, flops_per_step
 from trainer.model_fast import LanguageModel
 from trainer.peak import gemm_peak
-from trainer.power import EnergyCounter, find_energy
-
-_ENERGY_WINDOW_S = 1.0
+from trainer.power import EnergyCounter, EnergyMeter, find_energy
 
 
 def say(line: str) -> None:
@@ -42,22 +39,22 @@ class Meter:
         energy: EnergyCounter | None = None,
     ) -> None:
         self._hardware = hardware
-        self._energy = energy or find_energy(hardware.device).counter
+        self._energy = EnergyMeter(energy or find_energy(hardware.device).counter)
         self._tokens_per_step = config.batch_size * config.block_size
         self._flops_per_step = flops_per_step(config, parameters)
         self._world = world
         self._peak: float | None = None
         self._doubted = False
-        self._elapsed = _Elapsed()
-        self._measured = _Elapsed()
+        self._elapsed_s = 0.0
+        self._steps = 0
         self._since: float | None = None
-        self._joules_since: float | None = None
         self._settled = False
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Stop the clock for something that is not training."""
         self._stop()
+        self._energy.end()
         yield
         self._start()
 
@@ -65,27 +62,28 @@ class Meter:
         """So many more steps are made, from now on if the clock did not run."""
         if self._since is None:
             self._start()
-        self._elapsed.steps += steps
+        self._steps += steps
+        self._energy.count(steps)
 
     def lap(self) -> dict[str, float]:
         """Speed since the last lap. Empty for the first lap, in which the device was still warming up.
 
-        Energy comes with the laps by which a second of training was measured since it came last: counters
-        are renewed ten times a second or so.
+        Energy comes with a lap once a second was measured since it came last.
         """
         self._stop()
-        lap, self._elapsed = self._elapsed, _Elapsed()
-        if not self._settled or not lap.steps:
+        seconds, steps = self._elapsed_s, self._steps
+        self._elapsed_s, self._steps = 0.0, 0
+        if not self._settled or not steps:
             self._settled = True
             self._start()
             return {}
-        flops = self._flops_per_step * lap.steps / lap.seconds
+        flops = self._flops_per_step * steps / seconds / self._world
         speed = {
-            "perf/tokens_per_s": self._tokens_per_step * lap.steps / lap.seconds,
-            "perf/step_ms": lap.seconds / lap.steps * 1000.0,
-            "perf/mfu": flops / self._world / self.peak(flops / self._world),
-            "perf/mfu_a100": flops / self._world / A100_BF16_FLOPS,
-            **self._power(lap),
+            "perf/tokens_per_s": self._tokens_per_step * steps / seconds,
+            "perf/step_ms": seconds / steps * 1000.0,
+            "perf/mfu": flops / self.peak(flops),
+            "perf/mfu_a100": flops / A100_BF16_FLOPS,
+            **self._power(),
         }
         self._start()
         return speed
@@ -97,54 +95,33 @@ class Meter:
         slowed down when it was measured; if that does not help, what was seen is the peak.
         """
         if self._peak is None:
+            self._energy.end()
             self._peak = gemm_peak(self._hardware)
         if seen > self._peak and not self._doubted:
             self._doubted = True
+            self._energy.end()
             self._peak = gemm_peak(self._hardware, again=True)
         self._peak = max(self._peak, seen)
         return self._peak
 
-    def _power(self, lap: _Elapsed) -> dict[str, float]:
+    def _power(self) -> dict[str, float]:
         """Watts and joules per token once there is enough to tell; nothing where no energy is known."""
-        self._measured.add(lap)
-        total = self._measured
-        if total.seconds < _ENERGY_WINDOW_S:
+        used = self._energy.take()
+        if used is None:
             return {}
-        self._measured = _Elapsed()
-        if total.joules is None:
-            return {}
-        watts = total.joules / total.seconds * self._world
-        tokens = self._tokens_per_step * total.steps
-        return {"perf/watts": watts, "perf/joules_per_token": watts * total.seconds / tokens}
+        joules, tokens = used.joules * self._world, self._tokens_per_step * used.steps
+        return {"perf/watts": joules / used.seconds, "perf/joules_per_token": joules / tokens}
 
     def _start(self) -> None:
-        self._joules_since = self._energy.joules() if self._energy is not None else None
+        if self._settled:
+            self._energy.begin()
         self._since = time.perf_counter()
 
     def _stop(self) -> None:
-        if self._since is None:
-            return
-        self._hardware.synchronize()
-        seconds = time.perf_counter() - self._since
-        before, after = self._joules_since, self._energy.joules() if self._energy is not None else None
-        joules = after - before if after is not None and before is not None else None
-        self._elapsed.add(_Elapsed(0, seconds, joules))
-        self._since = None
-
-
-@dataclass
-class _Elapsed:
-    """Steps made, in how many seconds, with how much energy (None once it is not known)."""
-
-    steps: int = 0
-    seconds: float = 0.0
-    joules: float | None = 0.0
-
-    def add(self, other: _Elapsed) -> None:
-        self.steps += other.steps
-        self.seconds += other.seconds
-        known = self.joules is not None and other.joules is not None
-        self.joules = (self.joules or 0.0) + (other.joules or 0.0) if known else None
+        if self._since is not None:
+            self._hardware.synchronize()
+            self._elapsed_s += time.perf_counter() - self._since
+            self._since = None
 
 
 def step_line(step: int, loss: float, lr: float, speed: dict[str, float]) -> str:

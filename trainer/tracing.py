@@ -95,7 +95,7 @@ def _start(hardware: Hardware, *, operators: bool = True) -> profile:
     if hardware.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     hardware.synchronize()
-    recording = profile(activities=activities)
+    recording = profile(activities=activities, acc_events=True)  # of the one cycle; else it warns
     recording.start()
     return recording
 

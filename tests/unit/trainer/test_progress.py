@@ -12,6 +12,7 @@ import torch
 from tests.unit.trainer.support import tiny
 from trainer import progress
 from trainer.device import Hardware
+from trainer.power import EnergyMeter
 from trainer.progress import Meter
 
 CPU = Hardware(torch.device("cpu"), torch.float32, 1, compiled=False, deterministic=True)
@@ -23,8 +24,10 @@ class Counter:
 
     def __init__(self) -> None:
         self.total: float | None = 0.0
+        self.readings = 0
 
     def joules(self) -> float | None:
+        self.readings += 1
         return self.total
 
 
@@ -37,12 +40,15 @@ class World:
         self.peaks = [1e6]
         self.measured: list[bool] = []
         monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(
+            progress, "EnergyMeter", lambda counter: EnergyMeter(counter, clock=lambda: self.now)
+        )
         monkeypatch.setattr(progress, "gemm_peak", self._peak)
         monkeypatch.setattr(progress, "flops_per_step", lambda config, parameters: 1e5)
 
     def _peak(self, hardware: Hardware, again: bool = False) -> float:
         self.measured.append(again)
-        self.now += 50.0  # must not be counted
+        self.pass_by(50.0, 1e6)  # must not be counted
         return self.peaks.pop(0)
 
     def meter(self, **arguments: Any) -> Meter:
@@ -83,13 +89,16 @@ def test_a_lap_is_without_what_is_paused_or_measured(world: World) -> None:
 
 def test_energy_comes_once_a_second_was_measured(world: World) -> None:
     meter = world.meter()
-    world.work(meter, 1, 1.0, 77.0)
-    first = world.work(meter, 2, 0.5, 60.0)
-    assert "perf/watts" not in first
-    second = world.work(meter, 2, 0.5, 60.0)
-    assert second["perf/watts"] == pytest.approx(120.0)
-    assert second["perf/joules_per_token"] == pytest.approx(120.0 / (4 * TOKENS))
-    assert world.work(meter, 1, 1.0, 30.0)["perf/watts"] == pytest.approx(30.0)
+    assert world.work(meter, 1, 9.0, 1e6) == {}  # while it warms up
+    second = world.work(meter, 2, 0.5, 40.0)  # the peak is measured then, and its energy left out
+    assert "perf/watts" not in second
+    third = world.work(meter, 1, 0.5, 80.0)
+    assert third["perf/watts"] == pytest.approx(120.0)
+    assert third["perf/joules_per_token"] == pytest.approx(120.0 / (3 * TOKENS))
+    assert "perf/watts" not in world.work(meter, 1, 0.5, 30.0)
+    with meter.paused():
+        world.pass_by(9.0, 900.0)
+    assert world.work(meter, 1, 0.5, 20.0)["perf/watts"] == pytest.approx(50.0)
 
 
 def test_nothing_is_said_of_energy_that_is_not_known(world: World) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from tests.unit.trainer.support import start, tiny
 from trainer import checkpoint
-from trainer.data import Batches, TokenIds, load_dataset, vocabulary_of
+from trainer.data import Batches, TokenIds, load_dataset, vocabulary_of, widened
 from trainer.errors import UserError
 from trainer.sample import generate, load_model
 
@@ -64,6 +64,13 @@ def test_large_vocabularies(tmp_path: Path, largest: int, size: int) -> None:
     x, y = Batches(data, config, torch.device("cpu")).at("val", torch.tensor([0]))
     assert x.tolist() == [[largest, *VAL[:7]]]
     assert y.tolist() == [VAL[:8]]
+
+
+def test_tokens_that_a_gpu_cannot_look_up_as_they_are() -> None:
+    tokens = torch.tensor([0, 1, 32767, 32768, 65535], dtype=torch.int32)
+    kept = tokens.to(torch.int16)
+    assert kept.tolist()[-1] == -1
+    assert torch.equal(widened(kept), tokens)
 
 
 def test_the_hash_tells_where_one_split_ends(tmp_path: Path) -> None:

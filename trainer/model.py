@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer import ops
 from trainer.config import TrainerConfig
 
 _INIT_STD = 0.02
@@ -37,7 +38,7 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(rows, width))
 
     def forward(self, rows: Tensor) -> Tensor:
-        return F.embedding(rows, self.weight)
+        return ops.embedding(rows, self.weight)
 
 
 class LayerNorm(nn.Module):
@@ -66,10 +67,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
         heads = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, head, T, C / head)
-        y = _attend(q, k, v, self.dropout if self.training else 0.0)
-        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-        return F.dropout(y, self.dropout, self.training)
+        y: Tensor = self.c_proj(ops.self_attention(heads, self.dropout if self.training else 0.0))
+        return ops.dropout(y, self.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -82,7 +81,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.c_proj(F.gelu(self.c_fc(x))), self.dropout, self.training)
+        return ops.dropout(self.c_proj(F.gelu(self.c_fc(x))), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -139,28 +138,17 @@ class GPT(nn.Module):
         """
         T = tokens.shape[1]
         positions = torch.arange(T, device=tokens.device)
-        x = F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)  # (B, T, C)
+        x = ops.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)  # (B, T, C)
         for block in self.h:
             x = block(x)
         x = self.ln_f(x)
         if targets is None:
-            return F.linear(x[:, -1:], self.wte.weight), None
-        logits = F.linear(x, self.wte.weight)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            return ops.logits(x[:, -1:], self.wte.weight), None
+        logits = ops.logits(x, self.wte.weight)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         return logits, loss
 
     def parameter_count(self, positions: bool = True) -> int:
         """Number of parameters. nanoGPT leaves the position embeddings out: `positions` false."""
         total = sum(parameter.numel() for parameter in self.parameters())
         return total if positions else total - self.wpe.weight.numel()
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over earlier positions; all (B, head, T, d)."""
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
-        # The CPU kernel's bf16 backward is several times slower than the fp32 one.
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(
-                q.float(), k.float(), v.float(), dropout_p=dropout, is_causal=True
-            )
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)

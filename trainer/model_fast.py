@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer import ops
 from trainer.config import TrainerConfig
-from trainer.model import GPT, Embedding, LayerNorm, Linear, _attend
+from trainer.model import GPT, Embedding, LayerNorm, Linear
 
 _INIT_STD = 0.02
 _ROTARY_BASE = 10000.0
-_MAX_PAIRS = 65536
-"""Rows of the largest table of pairs; of more pairs, some share a row."""
+_NGRAM_ROWS = 16381
+"""Rows of a table of n-grams that may be more than that, so that some share a row. A prime spreads them."""
 _HASH_FACTOR = 40503  # 2^16 over the golden ratio (Knuth, volume 3, 6.4)
 _HASH_PRIME = 2**31 - 1
 
@@ -40,14 +41,15 @@ class Ingredients:
     """Matrices that add to the residual stream, and the head, begin at zero; others wider than GPT-2's."""
     untied: bool = True
     """The output matrix is not the token embedding."""
-    bigram: bool = True
-    """Each pair of successive tokens has a trained row of its own, added to that of the token."""
+    ngrams: int = 4
+    """A token's embedding has a trained row added for the last two tokens together, one for the last three,
+    and so on to this many (hash embeddings: Svenstrup et al., 2017); 1 adds none."""
     softcap: float = 15.0
     """Logits are bent to stay below this (Gemma 2); 0 leaves them."""
 
 
 FULL = Ingredients()
-NONE = Ingredients(*(False,) * 7, softcap=0.0)
+NONE = Ingredients(*(False,) * 6, ngrams=1, softcap=0.0)
 """GPT-2's model."""
 
 Rotation = tuple[Tensor, Tensor]
@@ -81,9 +83,8 @@ class Attention(nn.Module):
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         if rotation is not None:
             q, k = _rotate(q, rotation), _rotate(k, rotation)
-        y = _attend(q.to(v.dtype), k.to(v.dtype), v, self.dropout if self.training else 0.0)
-        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-        return F.dropout(y, self.dropout, self.training)
+        y = ops.attention(q.to(v.dtype), k.to(v.dtype), v, self.dropout if self.training else 0.0)
+        return ops.dropout(self.c_proj(y), self.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -99,7 +100,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)
         x = F.relu(x).square() if self.relu2 else F.gelu(x)
-        return F.dropout(self.c_proj(x), self.dropout, self.training)
+        return ops.dropout(self.c_proj(x), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -137,9 +138,9 @@ class FastGPT(nn.Module):
         self.n_layer = config.n_layer
         self.ingredients = ingredients
         self.vocab_size = vocab_size
-        pairs = min((vocab_size + 1) * vocab_size, _MAX_PAIRS)
         self.wte = Embedding(vocab_size, C)
-        self.bigram = Embedding(pairs, C) if ingredients.bigram else None
+        orders = range(2, ingredients.ngrams + 1)
+        self.ngrams = nn.ModuleDict({str(n): Embedding(_rows(n, vocab_size), C) for n in orders})
         self.wpe = None if ingredients.rotary else Embedding(config.block_size, C)
         self.h = nn.ModuleList(Block(config, ingredients) for _ in range(config.n_layer))
         self.ln_f = _norm(config, ingredients)
@@ -152,13 +153,13 @@ class FastGPT(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
-        """N(0, 0.02) for embeddings; 0 or N(0, 0.5 / sqrt(inputs)) for matrices, or what GPT-2 has."""
+        """Zero for n-grams, N(0, 0.02) for tokens, 0 or N(0, 0.5 / sqrt(inputs)) for matrices; or GPT-2's."""
         zero_init = self.ingredients.zero_init
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
                 continue
             residual = name.endswith("c_proj.weight")
-            if zero_init and (residual or name.startswith("lm_head")):
+            if name.startswith("ngrams") or (zero_init and (residual or name.startswith("lm_head"))):
                 parameter.zero_()
                 continue
             std = _INIT_STD / math.sqrt(2 * self.n_layer) if residual else _INIT_STD
@@ -173,7 +174,7 @@ class FastGPT(nn.Module):
         position's, (B, 1, V), which is what sampling needs.
         """
         T = tokens.shape[1]
-        x = F.dropout(self._embed(tokens), self.dropout, self.training)  # (B, T, C)
+        x = ops.dropout(self._embed(tokens), self.dropout, self.training)  # (B, T, C)
         rotation = (self.cos[:T], self.sin[:T]) if self.ingredients.rotary else None
         for block in self.h:
             x = block(x, rotation)
@@ -188,28 +189,34 @@ class FastGPT(nn.Module):
         total = sum(parameter.numel() for parameter in self.parameters())
         if positions:
             return total
-        looked_up = [self.bigram, self.wpe, self.wte if self.lm_head is not None else None]
-        return total - sum(table.weight.numel() for table in looked_up if table is not None)
+        looked_up = [*self.ngrams.parameters(), *(() if self.wpe is None else self.wpe.parameters())]
+        if self.lm_head is not None:
+            looked_up.append(self.wte.weight)
+        return total - sum(map(Tensor.numel, looked_up))
 
     def _embed(self, tokens: Tensor) -> Tensor:
         x: Tensor = self.wte(tokens)
-        if self.bigram is not None:
-            x = x + self.bigram(self._pairs(tokens))
+        for table, rows in zip(self.ngrams.values(), self._ngrams(tokens), strict=True):
+            x = x + table(rows)
         if self.wpe is not None:
             x = x + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         return x
 
-    def _pairs(self, tokens: Tensor) -> Tensor:
-        """For each token (B, T) the row of the pair that it ends; before the first is a token of its own."""
-        assert self.bigram is not None
-        V, rows = self.vocab_size, self.bigram.weight.shape[0]
-        pairs = F.pad(tokens[:, :-1], (1, 0), value=V) * V + tokens
-        if rows == (V + 1) * V:
-            return pairs
-        return pairs % _HASH_PRIME * _HASH_FACTOR % _HASH_PRIME % rows
+    def _ngrams(self, tokens: Tensor) -> list[Tensor]:
+        """Rows (B, T) in the tables, for the 2, 3, ... tokens that end with each one of (B, T).
+
+        A token of its own kind stands for all that is before a sequence.
+        """
+        V, T = self.vocab_size, tokens.shape[1]
+        found, number = [], tokens
+        for n in range(2, len(self.ngrams) + 2):
+            earlier = F.pad(tokens, (n - 1, 0), value=V)[:, :T]
+            number = earlier * V + tokens if n == 2 else (number * _HASH_FACTOR + earlier) % _HASH_PRIME
+            found.append(number % _rows(n, V))
+        return found
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = F.linear(x, self.wte.weight if self.lm_head is None else self.lm_head.weight)
+        logits = ops.logits(x, self.wte.weight if self.lm_head is None else self.lm_head.weight)
         cap = self.ingredients.softcap
         return cap * torch.tanh(logits.float() / cap) if cap else logits
 
@@ -220,6 +227,11 @@ LanguageModel = GPT | FastGPT
 def build_model(config: TrainerConfig, vocab_size: int, seed: int = 0) -> LanguageModel:
     """The model that the configuration's recipe trains."""
     return (FastGPT if config.recipe == "fast" else GPT)(config, vocab_size, seed)
+
+
+def _rows(n: int, vocab_size: int) -> int:
+    """Rows of the table of n-grams: for pairs one each, if that makes no larger table."""
+    return min((vocab_size + 1) * vocab_size, _NGRAM_ROWS) if n == 2 else _NGRAM_ROWS
 
 
 def _norm(config: TrainerConfig, ingredients: Ingredients) -> nn.Module:

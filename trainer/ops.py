@@ -1,0 +1,148 @@
+"""The operations of the models that a compiled step does in its own way.
+
+Outside a compiled step they are PyTorch's. Inside (see :class:`Inside`), while it is traced:
+
+==============  ==========================================================================================
+dropout         masks are a hash of (seed, step, place), see :mod:`trainer.dropout`: the same on every device
+                and however a batch is split
+attention       on a GPU a kernel of our own where it is installed, see :mod:`trainer.kernels`; on a CPU in
+                bf16 plain matrix products, because the backward of PyTorch's bf16 kernel is slow there
+embedding       the gradient of a small table is a matrix product with one-hot rows: atomic additions to few
+                rows are slow, and their order differs from run to run
+logits          on a GPU with the vocabulary filled up to a multiple of 8, which its matrix units want
+==============  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.dropout import keep_mask
+
+_ONE_HOT_ROWS = 1024
+"""Largest table whose gradient is a matrix product."""
+_LOGITS_MULTIPLE = 8
+
+
+class Inside:
+    """What the operations need to know inside a compiled step.
+
+    `noise` is an int32 tensor (3,): the step's seed for dropout, and which sequences of the whole batch these
+    are: the first one's number, and the distance between two.
+    """
+
+    def __init__(self, noise: Tensor, kernels: Any = None) -> None:
+        self.noise = noise
+        self.kernels = kernels
+        self._sites = 0
+
+    def site(self) -> int:
+        """The number of the next place with dropout."""
+        self._sites += 1
+        return self._sites
+
+
+_inside: list[Inside] = []
+
+
+@contextmanager
+def inside(step: Inside) -> Iterator[None]:
+    """Have the operations do what a compiled step does."""
+    _inside.append(step)
+    try:
+        yield
+    finally:
+        _inside.pop()
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Dropout of x (B, ...) with probability `p`, in training only."""
+    if not _inside or not training or not p:
+        return F.dropout(x, p, training)
+    return _hashed(x, p, _inside[-1])
+
+
+def _hashed(x: Tensor, p: float, step: Inside) -> Tensor:
+    return torch.where(keep_mask(x.shape, step.noise, step.site(), p), x / (1.0 - p), 0.0).to(x.dtype)
+
+
+def embedding(rows: Tensor, table: Tensor) -> Tensor:
+    """The rows (…) of a table (R, C), (…, C)."""
+    if not _inside or table.shape[0] > _ONE_HOT_ROWS:
+        return F.embedding(rows, table)
+    found: Tensor = _Embedding.apply(rows, table)
+    return found
+
+
+def logits(x: Tensor, weight: Tensor) -> Tensor:
+    """x (…, C) times the transpose of weight (V, C)."""
+    V = weight.shape[0]
+    if not _inside or x.device.type != "cuda" or V % _LOGITS_MULTIPLE == 0:
+        return F.linear(x, weight)
+    return F.linear(x, F.pad(weight, (0, 0, 0, -V % _LOGITS_MULTIPLE)))[..., :V]
+
+
+def self_attention(heads: Tensor, p: float) -> Tensor:
+    """Causal attention of (B, T, 3, head, D), queries, keys and values, with dropout `p`: (B, T, C)."""
+    B, T, _, H, D = heads.shape
+    if _inside and (kernels := _inside[-1].kernels) is not None and heads.dtype == torch.bfloat16:
+        step = _inside[-1]
+        y: Tensor = kernels.attention(heads.reshape(B, T, 3 * H * D), H, step.noise, step.site(), p)
+        return y
+    q, k, v = heads.permute(2, 0, 3, 1, 4).unbind()  # each (B, head, T, D)
+    return attention(q, k, v, p)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v over earlier positions, with dropout `p` on the softmax: (B, T, C).
+
+    All are (B, head, T, D).
+    """
+    B, H, T, D = q.shape
+    if _inside and q.device.type == "cpu":
+        y = _attend_by_products(q, k, v, p)
+    elif q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        # The CPU kernel's bf16 backward is several times slower than the fp32 one.
+        with torch.autocast("cpu", enabled=False):
+            y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), dropout_p=p, is_causal=True)
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+    return y.transpose(1, 2).reshape(B, T, H * D)
+
+
+def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+    B, H, T, D = q.shape
+    scores = (q @ k.mT).float() / math.sqrt(D)  # (B, head, T, T)
+    places = torch.arange(T, device=q.device)
+    weights = scores.masked_fill(places[:, None] < places, -torch.inf).softmax(-1)
+    if p:
+        weights = _hashed(weights, p, _inside[-1])
+    return weights.to(v.dtype) @ v
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(rows: Tensor, table: Tensor) -> Tensor:
+        return F.embedding(rows, table)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        rows, table = inputs
+        ctx.save_for_backward(rows)
+        ctx.size = table.shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (rows,) = ctx.saved_tensors
+        (gradient,) = gradients
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        places = torch.arange(ctx.size, device=rows.device)
+        one_hot = (rows.reshape(-1, 1) == places).to(flat.dtype)  # (rows, R)
+        return None, one_hot.T @ flat

@@ -1,25 +1,21 @@
 """How fast the device multiplies matrices: measured once per node, then kept in a small file.
 
 The file is ``peaks.json`` in the cache folder (``ORCH_CACHE_DIR``, else the user's cache): FLOP/s by device,
-PyTorch version, dtype and threads. It may be deleted at any time; a damaged one counts as empty.
+PyTorch version, dtype and threads. See :mod:`trainer.remember`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.corpus import cache_root
 from trainer.device import Hardware
 from trainer.flops import published_flops
+from trainer.remember import recall, remember
 
 _FILE = "peaks.json"
 _CPU_SIZES = (256, 512, 1024)
@@ -38,7 +34,7 @@ def gemm_peak(hardware: Hardware, *, again: bool = False) -> float:
     where a measurement is not, the data sheet's counts.
     """
     key, bound = _key(hardware), published_flops(hardware.name(), hardware.dtype)
-    known = _load().get(key)
+    known = _known(key)
     if known is not None and bound is not None and known > _PLAUSIBLE * bound:
         known = None
     if known is not None and not again:
@@ -46,7 +42,7 @@ def gemm_peak(hardware: Hardware, *, again: bool = False) -> float:
     best = max(measured_flops(hardware), known or 0.0)
     if bound is not None and best > _PLAUSIBLE * bound:
         best = bound
-    _store(key, best)
+    remember(_FILE, key, best)
     return best
 
 
@@ -133,24 +129,7 @@ def _key(hardware: Hardware) -> str:
     return f"{name}; torch {torch.__version__}; {dtype}; {threads} threads"
 
 
-def _load() -> dict[str, float]:
-    """What is known on this node; nothing where the file is missing or damaged."""
-    try:
-        content: Any = json.loads((cache_root() / _FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
-    return {k: float(v) for k, v in content.items() if isinstance(v, int | float) and 0 < v < math.inf}
-
-
-def _store(key: str, flops: float) -> None:
-    """Put one value into the file, all of it or nothing."""
-    target: Path = cache_root() / _FILE
-    temporary = target.with_name(f".{_FILE}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({**_load(), key: flops}, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(target)
-    except OSError:
-        return  # a cache that cannot be written costs the next start 0.3 s, and nothing else
+def _known(key: str) -> float | None:
+    """The kept value, if it is one."""
+    value = recall(_FILE).get(key)
+    return float(value) if isinstance(value, int | float) and 0 < value < math.inf else None

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from trainer.corpus import in_data_dir
 from trainer.errors import UserError
+from trainer.remember import recall, remember
 
 FILES = ("train.bin", "val.bin")
 META_FILE = "meta.json"
@@ -27,6 +28,8 @@ GPT2_PADDED = 50304
 """What nanoGPT pads GPT-2's vocabulary to: a multiple of 64 is faster."""
 _GPT2_LEAST = 50001
 _CHUNK_TOKENS = 8 << 20
+_LARGE_BYTES = 64 << 20
+_SCANS_FILE = "tokens.json"
 
 Tokens = npt.NDArray[np.uint16]
 
@@ -84,7 +87,7 @@ def find_token_files(dataset: str) -> TokenFiles | None:
     if folder is None:
         return None
     train, val = (_map(folder, name) for name in FILES)
-    largest, sha256 = _scan(train, val)
+    largest, sha256 = _scan_once(folder, train, val)
     return TokenFiles(dataset, train, val, largest, _characters(folder / META_FILE), sha256)
 
 
@@ -103,6 +106,21 @@ def _map(folder: Path, name: str) -> Tokens:
         ) from e
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror or e}") from e
+
+
+def _scan_once(folder: Path, train: Tokens, val: Tokens) -> tuple[int, str]:
+    """As :func:`_scan`, and of large files only once: gigabytes take seconds. A file counts as the same while
+    its path, size, inode and time of change are the same."""
+    if train.nbytes + val.nbytes < _LARGE_BYTES:
+        return _scan(train, val)
+    states = [(folder / name).stat() for name in FILES]
+    key = f"{folder.resolve()} " + " ".join(f"{s.st_size}/{s.st_ino}/{s.st_mtime_ns}" for s in states)
+    match recall(_SCANS_FILE).get(key):
+        case [int(largest), str(sha256)]:
+            return largest, sha256
+    largest, sha256 = _scan(train, val)
+    remember(_SCANS_FILE, key, [largest, sha256])
+    return largest, sha256
 
 
 def _scan(*parts: Tokens) -> tuple[int, str]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.unit.trainer.support import start, tiny
-from trainer import checkpoint
+from trainer import checkpoint, tokenfiles
 from trainer.data import Batches, TokenIds, load_dataset, vocabulary_of, widened
 from trainer.errors import UserError
 from trainer.sample import generate, load_model
@@ -79,6 +79,25 @@ def test_the_hash_tells_where_one_split_ends(tmp_path: Path) -> None:
     other = load(write_tokens(tmp_path / "b", both[:101], both[101:]))
     same = load(write_tokens(tmp_path / "c", both[:100], both[100:]))
     assert first.sha256 == same.sha256 != other.sha256
+
+
+def test_large_files_are_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tokenfiles, "_LARGE_BYTES", 100)
+    scans: list[int] = []
+    scan = tokenfiles._scan
+    monkeypatch.setattr(tokenfiles, "_scan", lambda *parts: scans.append(1) or scan(*parts))  # type: ignore[func-returns-value]
+    folder = write_tokens(tmp_path / "data")
+    first, again = load(folder), load(folder)
+    assert len(scans) == 1
+    assert (first.sha256, len(first.vocabulary)) == (again.sha256, len(again.vocabulary))
+    changed = load(write_tokens(folder, [*TRAIN[:-1], 63]))
+    assert len(scans) == 2
+    assert changed.sha256 != first.sha256
+    assert len(changed.vocabulary) == 64
+    (tmp_path / "cache" / "tokens.json").write_text("{")
+    assert load(folder).sha256 == changed.sha256
+    assert len(scans) == 3
 
 
 def test_characters_beside_the_tokens(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ def main() -> None:
             run_ours(channel, spec)
         else:
             NanoGPT(channel, spec).run()
-    except Exception:
-        channel.fail(traceback.format_exc(limit=-3))
+    except Exception as e:
+        channel.fail(f"failed with {type(e).__name__}: {e}")
         raise
 
 

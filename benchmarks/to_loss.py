@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from benchmarks.cases import Device, hyperparameters, settings
+from benchmarks.curves import Curve
 from benchmarks.report import Row, row, unmeasured
 from benchmarks.serving import Slice
-from benchmarks.workers import Bench
+from benchmarks.workers import Bench, Worker, WorkerError
 
 TARGET_VAL = 1.4697
 """nanoGPT's README: its best val loss at 6x384, there an estimate over 200 batches."""
@@ -77,33 +78,42 @@ def fast_run(
 ) -> dict[str, Any]:
     """Train with the fast recipe until the loss is reached or the steps are used up.
 
-    From a third of the steps on, the loss is measured after every fortieth of them.
+    The failure of a run is its result, so that the others are made all the same.
     """
-    config = {
-        key: value for key, value in settings(shape, device, "auto").items() if key not in _NANOGPTS_OWN
-    }
+    everything = settings(shape, device, "auto")
+    config = {key: value for key, value in everything.items() if key not in _NANOGPTS_OWN}
     config |= {**fast, "seed": seed}
-    last = int(config["max_steps"])
+    try:
+        with bench.ours(config, f"fast-{seed}") as worker:
+            result = until(worker, int(config["max_steps"]), clock, target)
+    except WorkerError as e:
+        print(f"  {e}", flush=True)
+        return {"seed": seed, "seconds": None, "error": str(e)}
+    step, loss = result["curve"][-1]
+    print(f"  seed {seed}: val {loss:.4f} at step {step}, {result['seconds']} s", flush=True)
+    return {"seed": seed, **result}
+
+
+def until(worker: Worker, last: int, clock: Clock, target: float) -> dict[str, Any]:
+    """The step and time at which the loss was first measured to be at most `target`; None: never.
+
+    From a third of the steps on, it is measured after every fortieth of them.
+    """
     every = max(1, last // 40)
-    slices: list[Slice] = []
-    curve: list[tuple[int, float]] = []
-    with bench.ours(config, f"fast-{seed}") as worker:
-        slices += [worker.steps(WARM_STEPS), worker.steps(max(1, last // 3 - WARM_STEPS))]
-        while True:
-            step = sum(part.steps for part in slices)
-            curve.append((step, worker.val()))
-            if curve[-1][1] <= target or step >= last:
-                break
-            slices.append(worker.steps(min(every, last - step)))
+    slices = [worker.steps(WARM_STEPS), worker.steps(max(1, last // 3 - WARM_STEPS))]
+    curve: Curve = []
+    while True:
+        step = sum(part.steps for part in slices)
+        curve.append((step, worker.val()))
+        if curve[-1][1] <= target or step >= last:
+            break
+        slices.append(worker.steps(min(every, last - step)))
     reached = curve[-1][1] <= target
-    result = {
-        "seed": seed,
+    return {
         "reached_step": step if reached else None,
         "seconds": seconds(slices, clock, step) if reached else None,
         "curve": curve,
     }
-    print(f"  seed {seed}: val {curve[-1][1]:.4f} at step {step}, {result['seconds']} s", flush=True)
-    return result
 
 
 def seconds(slices: Sequence[Slice], clock: Clock, steps: int) -> float:

@@ -21,7 +21,7 @@ from benchmarks.plots import handover_plot, parity_plot
 from benchmarks.programs import GATE, gated, seeded, whole_loss
 from benchmarks.serving import Pacer, Slice
 from benchmarks.svg import HEIGHT, WIDTH, Line, Plot, render, ticks
-from benchmarks.to_loss import reached_row, seconds
+from benchmarks.to_loss import reached_row, seconds, until
 from benchmarks.trainer_parity import Plan, Run, loss_rows, spread_row
 from benchmarks.trainer_vs_nanogpt import case_rows, parse_setting, sized
 from benchmarks.workers import Worker, WorkerError
@@ -153,6 +153,15 @@ def test_what_the_first_slice_takes_longer_is_left_out() -> None:
     slices = [Slice(20, 60.0, 90.0), Slice(50, 1.0, 2.0), Slice(50, 1.0, 3.0)]
     assert seconds(slices, "wall_s", 120) == pytest.approx(2.4)
     assert seconds(slices, "cpu_s", 120) == pytest.approx(6.0)
+
+
+def test_a_run_ends_where_the_loss_is_first_reached() -> None:
+    found = until(_Stepper(0), 80, "wall_s", 65.0)  # type: ignore[arg-type]
+    assert found["curve"][0] == (26, 74.0)
+    assert (found["reached_step"], found["seconds"]) == (36, 18.0)
+    missed = until(_Stepper(0), 80, "wall_s", 19.0)  # type: ignore[arg-type]
+    assert (missed["reached_step"], missed["seconds"]) == (None, None)
+    assert missed["curve"][-1] == (80, 20.0)
 
 
 def test_seeds_that_miss_the_loss_count_as_slowest() -> None:

@@ -96,6 +96,37 @@ def test_stopping_after_any_step_changes_nothing(text: Path, tmp_path: Path, sto
     assert together == {point: value for point, value in whole_points.items() if point[0] in losses}
 
 
+ENGINES: dict[str, dict[str, Any]] = {"eager": {}}
+"""Settings that choose how updates are computed; each must resume exactly."""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_an_interrupted_run_has_the_bits_of_an_uninterrupted_one(
+    text: Path, tmp_path: Path, engine: str, threads: int, dropout: float, micro_batches: int
+) -> None:
+    settings = {"dropout": dropout, "micro_batches": micro_batches, "checkpoint_interval": 3}
+    config = tiny(text, **settings, n_embd=64, block_size=32, **ENGINES[engine])
+    try:
+        whole, whole_context = start(config, tmp_path / "whole", threads=threads)
+        assert torch.get_num_threads() == threads
+        assert whole.run() == 0
+        first, context = start(config, tmp_path / "parts", threads=threads)
+        context.stop = lambda: first.step >= 5
+        assert first.run() == EXIT_SAVED
+        second, second_context = start(config, tmp_path / "parts", context_newest(tmp_path), threads)
+        assert second.step == 5
+        assert second.run() == 0
+    finally:
+        torch.set_num_threads(1)
+    assert_same_bits(weights(second), weights(whole))
+    assert second_context.points["probe/delta", 5] == 0.0
+    keys = ("train/loss", "val/loss", "grad_norm")
+    assert {**context.values(*keys), **second_context.values(*keys)} == whole_context.values(*keys)
+
+
 @pytest.mark.parametrize("calls", range(1, 9))
 def test_stopping_inside_an_evaluation_changes_nothing(text: Path, tmp_path: Path, calls: int) -> None:
     whole, whole_points = finished(text, tmp_path / "whole", max_steps=6)

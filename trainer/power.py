@@ -62,10 +62,15 @@ class EnergyMeter:
     """Measures the energy of steps of training, in stretches: reading a counter takes milliseconds on some
     machines, as long as many steps. So not all steps are measured, and reading takes at most a hundredth of
     the time.
+
+    `find` finds the counter, if there is one, when it is first needed.
     """
 
-    def __init__(self, counter: EnergyCounter | None, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._counter = counter
+    def __init__(
+        self, find: Callable[[], EnergyCounter | None], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._find: Callable[[], EnergyCounter | None] | None = find
+        self._counter: EnergyCounter | None = None
         self._clock = clock
         self._cost_s = 0.0
         self._open: tuple[float, float] | None = None  # when the stretch began, and the joules until then
@@ -75,6 +80,8 @@ class EnergyMeter:
 
     def begin(self) -> None:
         """Training begins or goes on. Nothing is under way on the device."""
+        if self._find is not None:
+            self._counter, self._find = self._find(), None
         now = self._clock()
         if self._counter is None or self._open or now - self._opened_at < 2 * _READING_SHARE * self._cost_s:
             return

@@ -39,7 +39,7 @@ class Meter:
         energy: EnergyCounter | None = None,
     ) -> None:
         self._hardware = hardware
-        self._energy = EnergyMeter(energy or find_energy(hardware.device).counter)
+        self._energy = EnergyMeter(lambda: energy or find_energy(hardware.device).counter)
         self._tokens_per_step = config.batch_size * config.block_size
         self._flops_per_step = flops_per_step(config, parameters)
         self._world = world

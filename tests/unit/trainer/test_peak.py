@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,21 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return coming
 
 
-def test_a_real_measurement() -> None:
-    state, threads = torch.default_generator.get_state(), torch.get_num_threads()
+@pytest.fixture
+def several_threads() -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield 2
+    torch.set_num_threads(before)
+
+
+def test_a_real_measurement(several_threads: int) -> None:
+    state = torch.default_generator.get_state()
     one = measured_flops(hardware(), budget_s=0.05)
     assert 1e8 < one < 1e13
     assert measured_flops(hardware(threads=3), budget_s=0.05) > 1.5 * one
     assert torch.equal(torch.default_generator.get_state(), state)
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == several_threads
 
 
 def test_it_is_measured_once_per_kind(file: Path, rates: list[float]) -> None:

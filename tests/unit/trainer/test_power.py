@@ -137,7 +137,7 @@ class Slow:
 
 def test_reading_takes_at_most_a_hundredth_of_the_time() -> None:
     counter = Slow()
-    meter = EnergyMeter(counter, clock=lambda: counter.now)
+    meter = EnergyMeter(lambda: counter, clock=lambda: counter.now)
     taken = []
     for _ in range(2000):  # stretches of 50 ms with pauses between them
         meter.begin()
@@ -157,7 +157,7 @@ def test_reading_takes_at_most_a_hundredth_of_the_time() -> None:
 
 def test_a_long_stretch_is_read_in_between() -> None:
     counter = Slow()
-    meter = EnergyMeter(counter, clock=lambda: counter.now)
+    meter = EnergyMeter(lambda: counter, clock=lambda: counter.now)
     meter.begin()
     found = []
     for _ in range(1000):

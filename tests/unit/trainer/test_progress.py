@@ -40,9 +40,7 @@ class World:
         self.peaks = [1e6]
         self.measured: list[bool] = []
         monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: self.now))
-        monkeypatch.setattr(
-            progress, "EnergyMeter", lambda counter: EnergyMeter(counter, clock=lambda: self.now)
-        )
+        monkeypatch.setattr(progress, "EnergyMeter", lambda find: EnergyMeter(find, clock=lambda: self.now))
         monkeypatch.setattr(progress, "gemm_peak", self._peak)
         monkeypatch.setattr(progress, "flops_per_step", lambda config, parameters: 1e5)
 

@@ -159,17 +159,28 @@ def test_rotated_products_depend_on_the_distance_only() -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [V, 50304])
-def test_pairs_have_rows(vocabulary: int) -> None:
-    """Of their own, where there are few; evenly spread over the table, where there are many."""
-    model = FastGPT(fast(), vocabulary)
+def test_ngrams_are_spread_over_their_tables(vocabulary: int) -> None:
+    """Different ones have different rows, apart from collisions such as chance would have."""
+    model = FastGPT(fast(n_embd=2, n_head=1), vocabulary)
     drawn = torch.randint(vocabulary, (200, 8), generator=torch.Generator().manual_seed(1))
-    rows = model._pairs(drawn)
-    assert model.bigram is not None
-    assert int(rows.min()) >= 0
-    assert int(rows.max()) < model.bigram.weight.shape[0]
-    before = F.pad(drawn[:, :-1], (1, 0), value=vocabulary)
-    different = len(torch.unique(torch.stack((before, drawn)).flatten(1), dim=1).T)
-    assert len(rows.unique()) >= (different if vocabulary == V else 0.98 * different)
+    tables = list(model.ngrams.children())
+    assert len(tables) == 3
+    for n, (table, rows) in enumerate(zip(tables, model._ngrams(drawn), strict=True), start=2):
+        size = len(table.weight)  # type: ignore[arg-type]
+        padded = F.pad(drawn, (n - 1, 0), value=vocabulary)
+        different = len(padded.unfold(1, n, 1).flatten(0, 1).unique(dim=0))
+        by_chance = different if (n, vocabulary) == (2, V) else size * (1 - (1 - 1 / size) ** different)
+        assert len(rows.unique()) == pytest.approx(by_chance, rel=0.02)
+        assert 0 <= int(rows.min()) <= int(rows.max()) < size
+
+
+def test_an_ngram_is_the_tokens_that_it_ends() -> None:
+    """Equal last four tokens, equal rows, wherever they stand; another one of the four, another row."""
+    model = FastGPT(fast(), V)
+    rows = torch.stack(model._ngrams(torch.tensor([[1, 2, 3, 4, 9, 1, 2, 3, 4, 7, 2, 3, 4]])))[:, 0]
+    assert torch.equal(rows[:, 3], rows[:, 8])
+    assert torch.equal(rows[:2, 3], rows[:2, 12])
+    assert rows[2, 3] != rows[2, 12]
 
 
 def test_the_recipe_decides_the_model() -> None:
@@ -245,7 +256,9 @@ def test_muon_trains_the_blocks_matrices_and_adamw_the_rest() -> None:
     }
     assert {name for name in plan.adamw if "bias" not in name} == {
         "wte.weight",
-        "bigram.weight",
+        "ngrams.2.weight",
+        "ngrams.3.weight",
+        "ngrams.4.weight",
         "lm_head.weight",
     }
     assert sorted(plan.muon + plan.adamw) == sorted(dict(model.named_parameters()))

@@ -6,9 +6,9 @@ Each variant is trained with every seed, by the trainer's own engine. Sets of va
 ``tuning``    the recipe's settings, one at a time;
 ``gpu``       what may reach nanoGPT's best val loss soonest at 6 x 384.
 
-Printed are the val loss at the end, the first measured step (`--points`) with a val loss of at most the target, and the
-seconds of training until then: processor time on a CPU, wall time on a GPU, without the evaluations. The
-first 20 steps, which set things up, count by the rate of the others.
+Printed are the val loss at the end, the first measured step (see `--points`) with a val loss of at most the
+target, and the seconds of training until then: processor time on a CPU, wall time on a GPU, without the
+evaluations. The first 20 steps, which set things up, count by the rate of the others.
 """
 
 from __future__ import annotations

@@ -30,10 +30,11 @@ from trainer.report import Power, Report, Shares, Speed, Startup, lines, write
 from trainer.tracing import TRACED_STEPS, kernel_seconds, traced
 from trainer.train import Training, train
 
-_WARM_UP_STEPS = 10
+_WARM_UP_STEPS = 5
 _WARM_UP_S = 1.0
 _MEASURED_S = 10.0
 _ROUNDS = 20
+_LEAST_STEPS = 10
 _MOST_STEPS = 20_000
 _SPAN_STEPS = 200
 _KERNEL_STEPS = 50
@@ -100,7 +101,7 @@ class Bench:
     def report(self, steps: int | None) -> Report:
         """Warm up and measure."""
         step_s = self._warm_up()
-        total = steps or round(min(max(_MEASURED_S / step_s, _ROUNDS), _MOST_STEPS))
+        total = steps or round(min(max(_MEASURED_S / step_s, _LEAST_STEPS), _MOST_STEPS))
         size = max(1, total // _ROUNDS)
         if size > self._config.log_interval:
             size -= size % self._config.log_interval
@@ -145,20 +146,24 @@ class Bench:
         each = sorted(seconds / size * 1000.0 for seconds in rounds)
         step_ms = statistics.median(each)
         parameters = self._training.model.parameter_count(positions=False)
-        rate = flops_per_step(self._config, parameters) / step_ms * 1000.0
+        flops = flops_per_step(self._config, parameters)
+        rate = flops / step_ms * 1000.0
         peak = max(gemm_peak(self.hardware, again=True), rate)
+        steps = size * len(rounds)
+        on_cpu = self.hardware.device.type == "cpu"
         return Speed(
-            steps=size * len(rounds),
+            steps=steps,
             step_ms=step_ms,
             step_ms_p10=each[len(each) // 10],
             step_ms_p90=each[-1 - len(each) // 10],
-            cpu_ms=cpu_s / len(rounds) / size * 1000.0,
+            cpu_ms=cpu_s / steps * 1000.0,
             tokens_per_s=self._tokens / step_ms * 1000.0,
             flops_per_s=rate,
             peak_flops_per_s=peak,
             published_flops_per_s=published_flops(self.hardware.name(), self.hardware.dtype),
             mfu=rate / peak,
             mfu_a100=rate / A100_BF16_FLOPS,
+            mfu_cpu=flops * steps / cpu_s * self.hardware.threads / peak if on_cpu else None,
         )
 
     def _gpu_shares(self, speed: Speed) -> Shares:
@@ -201,7 +206,7 @@ class _Parts:
 
 
 class Stopwatch:
-    """Adds up the seconds spent in some methods, and in those that they call only once."""
+    """Adds up the seconds spent in some methods; one that is called by another of them counts with that."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

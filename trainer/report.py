@@ -47,6 +47,8 @@ class Speed:
     """flops_per_s / peak_flops_per_s."""
     mfu_a100: float
     """flops_per_s / 312 TFLOP/s, nanoGPT's convention."""
+    mfu_cpu: float | None
+    """On a CPU: as `mfu`, by processor time. What other programs on the machine take does not count."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def lines(report: Report) -> Iterator[str]:
     yield (
         f"MFU:          {speed.mfu:.2%}: {speed.flops_per_s / 1e12:.4g} TFLOP/s of "
         f"{speed.peak_flops_per_s / 1e12:.4g} by matrix products{sheet}; {speed.mfu_a100:.3%} of an A100"
+        + (f"; {speed.mfu_cpu:.2%} by processor time" if speed.mfu_cpu is not None else "")
     )
     yield f"outside the model: {_described(report.shares)}"
     power = report.power

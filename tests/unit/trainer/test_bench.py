@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,10 +61,12 @@ def test_the_figures_belong_together(
     assert speed["mfu"] == pytest.approx(speed["flops_per_s"] / speed["peak_flops_per_s"])
     assert speed["mfu_a100"] == pytest.approx(speed["flops_per_s"] / 312e12)
     assert 0 < speed["mfu"] < 1
+    clock_by_processor = speed["step_ms"] / speed["cpu_ms"] * report["machine"]["threads"]
+    assert speed["mfu_cpu"] == pytest.approx(speed["mfu"] * clock_by_processor)
     assert 0 < shares["batches"] < shares["outside_model"] < 1
     assert shares["outside_model"] == pytest.approx(shares["batches"] + shares["loop"])
     assert 0 < start["imported_s"] <= start["ready_s"] <= start["first_step_s"]
-    assert report["power"]["watts"] == pytest.approx(50.0, rel=0.2)
+    assert report["power"]["watts"] == pytest.approx(50.0, rel=0.5)
     assert report["power"]["joules_per_token"] * 4 * 8 * 60 < 50.0 * 60
     assert report["config"] == tiny(text, log_interval=2).model_dump(mode="json")
     out = capsys.readouterr().out
@@ -88,13 +91,12 @@ def test_time_spent_on_batches_is_outside_the_model(
     quick = Batches.starts
 
     def slow(self: Batches, first_step: int, count: int) -> Any:
-        time.sleep(0.02)
+        time.sleep(0.05)
         return quick(self, first_step, count)
 
     monkeypatch.setattr(Batches, "starts", slow)
     report = measured(text, tmp_path / "r.json", steps=10)
-    assert report["shares"]["batches"] * report["speed"]["step_ms"] > 15
-    assert report["shares"]["outside_model"] > 0.3
+    assert report["shares"]["outside_model"] > report["shares"]["batches"] > 0.3
 
 
 def test_lines_for_a_gpu() -> None:
@@ -103,7 +105,7 @@ def test_lines_for_a_gpu() -> None:
         machine={"device": "cuda", "device_name": "A GPU", "dtype": "bfloat16", "torch": "2", "threads": 4},
         parameters=800_000,
         start_up=Startup(1.0, 2.0, 3.0),
-        speed=Speed(100, 0.5, 0.4, 0.6, 0.5, 1e6, 5e12, 7e14, 989.4e12, 5 / 700, 5 / 312),
+        speed=Speed(100, 0.5, 0.4, 0.6, 0.5, 1e6, 5e12, 7e14, 989.4e12, 5 / 700, 5 / 312, None),
         shares=Shares(0.25, None, None, 0.01),
         power=Power(300.0, 3e-4, "NVML"),
         gpu_memory_bytes=1 << 30,
@@ -119,22 +121,27 @@ def test_lines_for_a_gpu() -> None:
         assert part in said
 
 
-def test_a_stopwatch_counts_nested_calls_once() -> None:
-    class Sleeper:
+def test_a_stopwatch_counts_nested_calls_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Worker:
+        now = 0.0
+
         def outer(self) -> str:
-            time.sleep(0.01)
+            self.now += 1.0
             return self.inner()
 
         def inner(self) -> str:
-            time.sleep(0.02)
+            self.now += 2.0
             return "done"
 
-    sleeper, watch = Sleeper(), Stopwatch()
-    with watch.on(sleeper, "outer"), watch.on(sleeper, "inner"):
-        assert sleeper.outer() == "done"
-    assert 0.03 <= watch.seconds < 0.045
-    sleeper.outer()
-    assert watch.seconds < 0.045
+    worker, watch = Worker(), Stopwatch()
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: worker.now))
+    with watch.on(worker, "outer"), watch.on(worker, "inner"):
+        assert worker.outer() == "done"
+        assert watch.seconds == 3.0
+        worker.inner()
+    assert watch.seconds == 5.0
+    worker.outer()
+    assert watch.seconds == 5.0
 
 
 def test_overlapping_kernels_count_once() -> None:

@@ -1,0 +1,10 @@
+"""Triton kernels of the training step, for CUDA devices. Needs the package triton: import it only there.
+
+Each is a PyTorch operator ``orch::...`` that Inductor places in its own program, and on top of it a function
+with a gradient. Dropout is `trainer.dropout`'s, bit for bit.
+"""
+
+from trainer.kernels.attention import Attention, attention
+from trainer.kernels.norm import Norm, ResidualNorm, norm, residual_norm
+
+__all__ = ["Attention", "Norm", "ResidualNorm", "attention", "norm", "residual_norm"]

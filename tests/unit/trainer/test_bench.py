@@ -146,6 +146,7 @@ def test_a_stopwatch_counts_nested_calls_once(monkeypatch: pytest.MonkeyPatch) -
 
 def test_overlapping_kernels_count_once() -> None:
     assert covered([(5, 6), (0, 2), (1, 3), (1, 2), (10, 12)]) == 3 + 1 + 2
+    assert covered([(0, 10), (1, 2), (5, 8)]) == 10
     assert covered([]) == 0.0
 
 

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from trainer.config import StopWhen, TrainerConfig
 
+NOT_FINITE = "the training loss or gradient is not finite"
+
 
 class Skip(BaseModel):
     """From the update at `step` on, the next `batches` of the sequence are left out."""

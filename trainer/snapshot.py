@@ -1,17 +1,19 @@
 """Checkpoints in the background: a copy of weights and moments, and the thread that writes it.
 
-Training waits for the copy only: on a GPU one made on the device, in the order of its stream. Everything else
-happens in the writer thread, beside training: on a GPU the copy travels to pinned memory on a stream of its
-own, and the loss of the probe batch is computed from the copied weights, not from those that move on.
+Training waits for the copy only, and on a GPU not even for that: it is made on the device, in the order of
+the stream. Everything else happens in the writer thread, beside training: on a GPU the copy travels to pinned
+memory on a stream of its own, and the loss of the probe batch is computed from the copied weights, not from
+those that move on.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,47 +25,63 @@ capturing = threading.Lock()
 other threads the calls that could block, such as allocations."""
 _ALIGNMENT = 16
 """In numbers of 4 bytes: a cache line, at which PyTorch's own tensors begin."""
+_DENSE = 1.25
+"""Tensors that share a storage are copied as one block if gaps make it no more than so much larger."""
+
+
+class Taken(NamedTuple):
+    """A snapshot in the processor's memory. Its tensors are overwritten by the next :meth:`Snapshot.take`."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    probe_loss: float
+    """The probe batch's fp32 loss with these weights, without dropout."""
+    first_bad: int
 
 
 class Snapshot:
-    """Weights and moments as they were at :meth:`take`, in buffers that are allocated once and reused."""
+    """Weights and moments as they were at :meth:`take`, in buffers that are allocated once and reused.
 
-    def __init__(self, model: LanguageModel, probe: tuple[Tensor, Tensor]) -> None:
+    `moments` and the model's parameters must stay where they are in memory.
+    """
+
+    def __init__(
+        self, model: LanguageModel, moments: Mapping[str, Tensor], probe: tuple[Tensor, Tensor]
+    ) -> None:
         self._model = model
+        self._weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        self._moments = dict(moments)
         self._probe = probe
         self._twin: LanguageModel | None = None
         self._stream: torch.cuda.Stream | None = None
 
-    def take(self, moments: Mapping[str, Tensor]) -> None:
-        """Copy the model's weights and the moments. Not while :meth:`collect` runs."""
-        weights = dict(self._model.named_parameters())
+    def take(self, first_bad: Tensor) -> None:
+        """Copy weights, moments and the engine's note of a bad step. Not while :meth:`collect` runs."""
         if self._twin is None:
-            self._allocate(weights, moments)
-        with torch.no_grad():
-            torch._foreach_copy_([*self._weights.values(), *self._moments.values()], _all(weights, moments))
+            self._twin = self._allocate()
+            self._first_bad = first_bad.clone()
+        torch._foreach_copy_(self._held, self._live)
+        self._first_bad.copy_(first_bad)
         if self._stream is not None:
             self._taken.record()
 
-    def put_back(self, moments: Mapping[str, Tensor]) -> None:
+    def put_back(self) -> None:
         """The model's weights and the moments become those that were taken."""
-        weights = dict(self._model.named_parameters())
-        with torch.no_grad():
-            torch._foreach_copy_(_all(weights, moments), [*self._weights.values(), *self._moments.values()])
+        torch._foreach_copy_(self._live, self._held)
 
-    def collect(self) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
-        """The copied weights and moments in the processor's memory, and the probe batch's fp32 loss.
-
-        May be called in another thread. The tensors are overwritten by the next :meth:`take`.
-        """
+    def collect(self) -> Taken:
+        """What was taken. May be called in another thread."""
         assert self._twin is not None
         with capturing if self._stream is not None else nullcontext(), self._aside(), torch.no_grad():
             if self._host is not self._flat:
                 self._host.copy_(self._flat, non_blocking=True)
             loss: Tensor = self._twin(*self._probe)[1]
-            value = float(loss.item())
+            first_bad = int(self._first_bad.item())
+            probe_loss = float(loss.item())
             if self._stream is not None:
                 self._stream.synchronize()
-        return _views(self._host, self._weights), _views(self._host, self._moments), value
+        weights, moments = self._views(self._host, self._weights), self._views(self._host, self._moments)
+        return Taken(weights, moments, probe_loss, first_bad)
 
     def _aside(self) -> AbstractContextManager[object]:
         """On the snapshot's own stream, after the copy."""
@@ -72,27 +90,43 @@ class Snapshot:
         self._stream.wait_event(self._taken)
         return torch.cuda.stream(self._stream)
 
-    def _allocate(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        tensors = _all(weights, moments)
-        assert all(tensor.dtype == torch.float32 for tensor in tensors)
+    def _allocate(self) -> LanguageModel:
+        """Buffers, and a model whose weights are those in the buffer."""
+        tensors = [*self._weights.values(), *self._moments.values()]
+        self._live = _blocks(tensors)
         device = tensors[0].device
-        size = sum(_padded(tensor) for tensor in tensors)
-        self._flat = self._host = torch.empty(size, device=device)
+        size = sum(_padded(block.numel()) for block in self._live)
+        self._flat = self._host = torch.zeros(size, device=device)
         if device.type == "cuda":
-            self._host = torch.empty(size, pin_memory=True)
+            self._host = torch.zeros(size, pin_memory=True)
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._taken = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._weights: dict[str, Tensor] = {}
-        self._moments: dict[str, Tensor] = {}
-        begin = 0
-        for views, named in ((self._weights, weights), (self._moments, moments)):
-            for name, tensor in named.items():
-                views[name] = self._flat[begin : begin + tensor.numel()].view(tensor.shape)
-                begin += _padded(tensor)
+        self._begins: list[int] = []
+        place = 0
+        for block in self._live:
+            self._begins.append(place)
+            place += _padded(block.numel())
+        self._held = [
+            self._flat[begin : begin + block.numel()]
+            for begin, block in zip(self._begins, self._live, strict=True)
+        ]
         twin = copy.deepcopy(self._model).eval().requires_grad_(False)
+        held = self._views(self._flat, self._weights)
         for name, parameter in twin.named_parameters():
-            parameter.data = self._weights[name]
-        self._twin = twin
+            parameter.data = held[name]
+        return twin
+
+    def _views(self, flat: Tensor, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The copies of some tensors in a buffer."""
+        return {name: self._view(flat, tensor) for name, tensor in named.items()}
+
+    def _view(self, flat: Tensor, tensor: Tensor) -> Tensor:
+        address = tensor.data_ptr()
+        for begin, block in zip(self._begins, self._live, strict=True):
+            offset = (address - block.data_ptr()) // block.element_size()
+            if 0 <= offset < block.numel():
+                return flat[begin + offset : begin + offset + tensor.numel()].view(tensor.shape)
+        raise AssertionError("a tensor that is in no block")
 
 
 class Writer:
@@ -103,11 +137,7 @@ class Writer:
         self._work: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin; waits for the work before.
-
-        Raises:
-            what the work before raised.
-        """
+        """Begin; waits for the work before, and raises what that raised."""
         self.wait()
         self._work = self._thread.submit(work)
 
@@ -129,17 +159,26 @@ class Writer:
         return work.exception() if work is not None else None
 
 
-def _all(*named: Mapping[str, Tensor]) -> list[Tensor]:
-    return [tensor for tensors in named for tensor in tensors.values()]
+def _blocks(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Flat views that cover the tensors: one for those that lie together in a storage, else one for each.
+
+    So a few large copies do where weights and moments are views of flat buffers.
+    """
+    shared: dict[int, list[Tensor]] = {}
+    for tensor in tensors:
+        assert tensor.dtype == torch.float32
+        assert tensor.is_contiguous()
+        shared.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+    blocks = []
+    for group in shared.values():
+        begin = min(tensor.storage_offset() for tensor in group)
+        size = max(tensor.storage_offset() + tensor.numel() for tensor in group) - begin
+        if size <= _DENSE * sum(tensor.numel() for tensor in group):
+            blocks.append(group[0].as_strided((size,), (1,), begin))
+        else:
+            blocks += [tensor.view(-1) for tensor in group]
+    return blocks
 
 
-def _padded(tensor: Tensor) -> int:
-    return -(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT
-
-
-def _views(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same places in another buffer."""
-    return {
-        name: flat[view.storage_offset() : view.storage_offset() + view.numel()].view(view.shape)
-        for name, view in like.items()
-    }
+def _padded(numbers: int) -> int:
+    return -(-numbers // _ALIGNMENT) * _ALIGNMENT

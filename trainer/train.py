@@ -98,7 +98,7 @@ class Training:
             parts=config.micro_batches,
         )
         self.meter = Meter(config, self.hardware, self.model.parameter_count(positions=False), world=world)
-        self.snapshot = Snapshot(self.model, self.batches.probe())
+        self.snapshot = Snapshot(self.model, self.optimizer.state(), self.batches.probe())
         self.writer = Writer()
         self.accord = Accord(self.ranks)
         self.step = 0
@@ -123,7 +123,6 @@ class Training:
         """Train to `max_steps`, or until it is enough or asked to stop; returns the exit code."""
         try:
             code = self._loop()
-            self.writer.wait()
             self.ranks.barrier()  # none ends before the last checkpoint is published
         except BaseException:
             if (error := self.writer.close()) is not None:
@@ -210,29 +209,31 @@ class Training:
 
         Waits for the checkpoint before, if that is still being written. :attr:`writer` tells when it is done.
         """
-        if not self._sound():
-            return
-        with self.meter.paused():
-            self.writer.wait()
-            state = self._state()
-            self._keep(state)
-            if self.ranks.is_writer:
-                self.writer.start(partial(self._write, state))
+        if self.config.nonfinite == "rewind" and not self._sound():
+            return  # otherwise the writer looks, so that training does not wait for the device
+        self.writer.wait()
+        state = self._state()
+        self._keep(state)
+        if self.ranks.is_writer:
+            self.writer.start(partial(self._write, state))
         self.saved_step, self.saved_at = self.step, time.monotonic()
 
     def _keep(self, state: State) -> None:
         """Have a copy of this step, to be written, and to go back to."""
         if self.ranks.is_writer or self.config.nonfinite == "rewind":
-            self.snapshot.take(self.optimizer.state())
+            self.snapshot.take(self.engine.first_bad)
         self._kept = state
 
     def _write(self, state: State) -> None:
         """In the writer's thread: the snapshot as a published checkpoint."""
-        weights, moments, probe = self.snapshot.collect()
-        if not math.isfinite(probe):
-            raise TrainerError(guards.divergence(f"the probe loss is {probe}", state.step, self.config))
-        state = state.model_copy(update={"probe_loss": probe})
-        final = checkpoint.save(self.context, self.folder, state, weights, moments)
+        taken = self.snapshot.collect()
+        if taken.first_bad < state.step:
+            raise TrainerError(guards.divergence(guards.NOT_FINITE, taken.first_bad, self.config))
+        if not math.isfinite(taken.probe_loss):
+            problem = f"the probe loss is {taken.probe_loss}"
+            raise TrainerError(guards.divergence(problem, state.step, self.config))
+        state = state.model_copy(update={"probe_loss": taken.probe_loss})
+        final = checkpoint.save(self.context, self.folder, state, taken.weights, taken.moments)
         say(f"step {state.step}: saved {final}")
 
     def _state(self) -> State:
@@ -311,7 +312,7 @@ class Training:
         if bad >= self.step:
             return True
         newest = problem is not None and bad == self.step - 1
-        self._diverged(bad, problem if newest and problem else "the training loss or gradient is not finite")
+        self._diverged(bad, problem if newest and problem else guards.NOT_FINITE)
         return False
 
     def _diverged(self, bad: int, what: str) -> None:
@@ -323,7 +324,7 @@ class Training:
             raise TrainerError(guards.divergence(what, bad, self.config, rewinds))
         with self.meter.paused():
             skipped = guards.rewound(self.batches.skipped, kept.step, bad)
-            self.snapshot.put_back(self.optimizer.state())
+            self.snapshot.put_back()
             self._take_over(kept)
             self.batches.skipped = skipped
             self.engine.first_bad.fill_(NEVER)

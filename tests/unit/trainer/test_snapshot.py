@@ -13,7 +13,8 @@ from orchestrator.contract import EXIT_SAVED
 from tests.unit.trainer.support import SteeredContext, assert_same_bits, start, tiny, weights, write_text
 from trainer import checkpoint
 from trainer.errors import TrainerError
-from trainer.snapshot import Writer
+from trainer.model import GPT
+from trainer.snapshot import Snapshot, Taken, Writer
 from trainer.train import Training
 
 
@@ -49,18 +50,25 @@ def slow(text: Path, folder: Path, **settings: Any) -> tuple[Training, SlowConte
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_training_goes_on_while_a_checkpoint_of_an_earlier_step_is_written(
-    text: Path, tmp_path: Path, dropout: float
+    text: Path, tmp_path: Path, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training, context = slow(text, tmp_path, dropout=dropout)
+    training, _ = start(tiny(text, dropout=dropout), tmp_path)
     for _ in range(3):
         training.update()
     then, probe = weights(training), training.evaluator.probe()
+    may_collect = threading.Event()
+    collect = training.snapshot.collect
+
+    def late() -> Taken:
+        assert may_collect.wait(30)
+        return collect()
+
+    monkeypatch.setattr(training.snapshot, "collect", late)
     training.save()
-    assert context.waiting.wait(30)
     for _ in range(4):
         training.update()
-    assert not context.published
-    context.may_publish.set()
+    assert not checkpoint.published(tmp_path)
+    may_collect.set()
     training.writer.wait()
     saved = checkpoint.read(tmp_path / "step-00000003")
     assert_same_bits({**saved.model, **saved.optimizer}, then)
@@ -95,9 +103,9 @@ def test_buffers_are_allocated_once(text: Path, tmp_path: Path) -> None:
     places = set()
     for _ in range(3):
         training.update()
-        training.snapshot.take(training.optimizer.state())
-        model, moments, _ = training.snapshot.collect()
-        places.add(tuple(tensor.data_ptr() for tensor in {**model, **moments}.values()))
+        training.snapshot.take(training.engine.first_bad)
+        taken = training.snapshot.collect()
+        places.add(tuple(tensor.data_ptr() for tensor in {**taken.weights, **taken.moments}.values()))
     assert len(places) == 1
 
 
@@ -182,6 +190,9 @@ def test_a_writer_tells_an_error_once() -> None:
         writer.wait()
     writer.wait()
     writer.poll()
+    writer.start(fail)
+    with pytest.raises(OSError, match="full"):
+        writer.start(fail)
     assert writer.close() is None
 
 
@@ -194,3 +205,35 @@ def test_the_threads_of_a_snapshot_change_no_bits(text: Path, tmp_path: Path) ->
     finally:
         torch.set_num_threads(1)
     assert_same_bits(weights(often), weights(never))
+
+
+@pytest.mark.parametrize("layout", ["own storages", "flat", "flat, far apart"])
+def test_any_layout_in_memory_is_copied(text: Path, layout: str) -> None:
+    """The few large copies of a flat buffer, and one for each tensor where they do not lie together."""
+    model = GPT(tiny(text, dropout=0.0), 28, seed=1)
+    gap = 1000 if layout == "flat, far apart" else 3
+    if layout != "own storages":
+        flat = torch.zeros(sum(p.numel() + gap for p in model.parameters()))
+        place = 0
+        for p in model.parameters():
+            view = flat[place : place + p.numel()].view(p.shape)
+            place += p.numel() + gap
+            view.copy_(p.data)
+            p.data = view
+    moments = {f"m.{name}": torch.full_like(p, 2.0) for name, p in model.named_parameters()}
+    x, y = torch.randint(28, (2, 8)), torch.randint(28, (2, 8))
+    snapshot = Snapshot(model, moments, (x, y))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    loss = model(x, y)[1].item()
+    snapshot.take(torch.tensor(7))
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *moments.values()]:
+            tensor.fill_(9.0)
+    taken = snapshot.collect()
+    assert_same_bits(taken.weights, before)
+    assert all((moment == 2.0).all() for moment in taken.moments.values())
+    assert taken.moments.keys() == moments.keys()
+    assert (taken.probe_loss, taken.first_bad) == (loss, 7)
+    snapshot.put_back()
+    assert_same_bits({name: p.detach() for name, p in model.named_parameters()}, before)
+    assert all((moment == 2.0).all() for moment in moments.values())

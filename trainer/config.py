@@ -126,10 +126,12 @@ class TrainerConfig(BaseModel):
     """Precision of the forward and backward pass; `auto` is bfloat16 on a GPU that has it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes what the placement granted, else a GPU if there is one."""
-    compile: bool = False
-    """Use torch.compile: faster steps after up to a minute of compiling; needs a C++ compiler on a CPU."""
+    compile: Literal["auto"] | bool = "auto"
+    """`auto` starts uncompiled and goes over to a compiled step, which is made meanwhile where the run is
+    long enough and kept for later runs on the machine. `true` compiles first, so that every step is made in
+    the same way; `false` never compiles. Compiling needs a C++ compiler."""
     cuda_graph: bool = True
-    """On a GPU, launch each step as one CUDA graph: the same results, sooner. No effect under `compile`."""
+    """On a GPU, launch each step as one CUDA graph: the same results, sooner."""
 
     # Guards
     nonfinite: Literal["stop", "rewind"] = "stop"

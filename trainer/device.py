@@ -23,8 +23,8 @@ class Hardware:
     device: torch.device
     dtype: torch.dtype
     threads: int
-    compiled: bool
     deterministic: bool
+    """Whether uncompiled steps can be repeated bit by bit."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """Runs matrix products in `dtype`; does nothing for fp32."""
@@ -44,16 +44,16 @@ class Hardware:
         else:
             torch.default_generator.manual_seed(seed)
 
-    def environment(self) -> Environment:
-        """For the checkpoint."""
+    def environment(self, compiled: bool = False, deterministic: bool | None = None) -> Environment:
+        """For the checkpoint; how steps are made now."""
         return Environment(
             torch=torch.__version__,
             device=self.device.type,
             device_name=self.name(),
             dtype=str(self.dtype).removeprefix("torch."),
             threads=self.threads,
-            compiled=self.compiled,
-            deterministic=self.deterministic,
+            compiled=compiled,
+            deterministic=self.deterministic if deterministic is None else deterministic,
         )
 
     def name(self) -> str:
@@ -73,8 +73,8 @@ def choose_hardware(config: TrainerConfig, context: RunContext) -> Hardware:
     threads = context.cpus or _all_cores()
     if context.cpus or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
-    deterministic = _deterministic(device, config.compile)
-    return Hardware(device, _dtype(config, device), torch.get_num_threads(), config.compile, deterministic)
+    deterministic = _deterministic(device, config.compile is True)
+    return Hardware(device, _dtype(config, device), torch.get_num_threads(), deterministic)
 
 
 def _device(wanted: str, granted: str | None) -> torch.device:
@@ -100,8 +100,7 @@ def _dtype(config: TrainerConfig, device: torch.device) -> torch.dtype:
 def _deterministic(device: torch.device, compiled: bool) -> bool:
     """Ask for repeatable kernels where they cost little; whether steps can be repeated bit by bit."""
     if device.type == "cpu":
-        # Compiled code adds up the embedding's gradient by atomic additions from all threads.
-        return not compiled or torch.get_num_threads() == 1
+        return True
     if compiled:
         return False  # repeatable kernels would take a third more time
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts, later than this

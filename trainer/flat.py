@@ -81,7 +81,7 @@ class Layout:
         lengths = [end - place.begin for end, (_, place) in zip(ends, places, strict=True)]
         return {
             name: part[: math.prod(place.shape)].view(place.shape)
-            for part, (name, place) in zip(flat.split(lengths), places, strict=True)
+            for part, (name, place) in zip(torch.split(flat, lengths), places, strict=True)
         }
 
 

@@ -118,7 +118,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
 
 
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-    B, H, T, D = q.shape
+    T, D = q.shape[-2:]
     scores = (q @ k.mT).float() / math.sqrt(D)  # (B, head, T, T)
     places = torch.arange(T, device=q.device)
     weights = scores.masked_fill(places[:, None] < places, -torch.inf).softmax(-1)

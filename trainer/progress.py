@@ -135,7 +135,9 @@ def step_line(step: int, loss: float, lr: float, speed: dict[str, float]) -> str
     )
 
 
-def introduction(config: TrainerConfig, dataset: Dataset, model: LanguageModel, hardware: Hardware) -> None:
+def introduction(
+    config: TrainerConfig, dataset: Dataset, model: LanguageModel, hardware: Hardware, deterministic: bool
+) -> None:
     """What is trained, on what, and where."""
     B, T = config.batch_size, config.block_size
     say(
@@ -145,5 +147,5 @@ def introduction(config: TrainerConfig, dataset: Dataset, model: LanguageModel, 
     say(f"model: {model.parameter_count():,} parameters; batch: {B} x {T} = {B * T:,} tokens per step")
     where = f"{hardware.threads} threads" if hardware.device.type == "cpu" else hardware.name()
     dtype = str(hardware.dtype).removeprefix("torch.")
-    repeatable = str(hardware.deterministic).lower()
+    repeatable = str(deterministic).lower()
     say(f"device: {hardware.device.type} ({where}), {dtype}, deterministic: {repeatable}")

@@ -22,11 +22,12 @@ from trainer.checkpoint import Evaluation, Restored, State
 from trainer.config import TrainerConfig
 from trainer.data import Batches, load_dataset
 from trainer.device import choose_hardware
-from trainer.engine import NEVER, EagerEngine, Engine
+from trainer.engine import Engine, build_engine
 from trainer.errors import TrainerError, UserError
 from trainer.evaluate import Evaluator
 from trainer.model_fast import build_model
 from trainer.optimizer import learning_rate
+from trainer.programs import NEVER
 from trainer.progress import Meter, introduction, say, step_line
 from trainer.ranks import Accord, join
 from trainer.rng import Stream, stream_seed
@@ -86,11 +87,19 @@ class Training:
         self.batches = Batches(self.dataset, config, self.hardware.device, rank, world)
         seed = stream_seed(config.seed, Stream.INIT)
         self.model = build_model(config, len(self.dataset.vocabulary), seed).to(self.hardware.device)
-        self.engine: Engine = EagerEngine(config, self.model, self.batches, self.hardware, self.ranks)
+        self.engine: Engine = build_engine(
+            config,
+            self.model,
+            self.batches,
+            self.hardware,
+            self.ranks,
+            len(self.dataset.vocabulary),
+            self._say,
+        )
         self.optimizer = self.engine.optimizer
         self.evaluator = Evaluator(
             self.model,
-            self.engine.forward,
+            self.model,
             self.batches,
             self.hardware,
             context.stop_requested,
@@ -110,7 +119,7 @@ class Training:
         self.train_loss: float | None = None
         self._kept: State | None = None
         if self.ranks.is_writer:
-            introduction(config, self.dataset, self.model, self.hardware)
+            introduction(config, self.dataset, self.model, self.hardware, self.engine.deterministic)
             if context.run_id is not None and context.artifact_dir is not None:
                 self.dataset.describe(context.artifact_dir / DATASET_FILE)
         if restore_dir is not None:
@@ -133,6 +142,7 @@ class Training:
 
     def close(self) -> None:
         """Wait for the last checkpoint and leave the other ranks."""
+        self.engine.close()
         self.writer.close()
         self.ranks.close()
 
@@ -251,7 +261,7 @@ class Training:
             skipped=self.batches.skipped,
             train_loss=self.train_loss,
             probe_loss=math.nan,
-            environment=self.hardware.environment(),
+            environment=self.hardware.environment(self.engine.compiled, self.engine.deterministic),
         )
 
     def _restore(self, restored: Restored) -> None:
@@ -401,5 +411,3 @@ def _explain(error: RuntimeError, config: TrainerConfig) -> None:
     reason = str(error).strip().partition("\n")[0]
     if "DefaultCPUAllocator" in reason:
         raise TrainerError(f"out of memory: {reason}; {memory.less_memory(config)}") from error
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        raise TrainerError(f"torch.compile failed: {reason}; it works without: compile: false") from error

@@ -1,0 +1,281 @@
+"""Compiled steps: made in a process of their own beside training, and kept for later runs on this node.
+
+An entry is the folder ``compiled/KEY`` in the cache folder (see :func:`trainer.corpus.cache_root`):
+
+=================  =============================================================================
+``gradient.pt2``   the gradient of one part of a batch
+``update.pt2``     the change of all weights
+``entry.json``     what it was made for, and the SHA-256 of the two files, which is checked first
+=================  =============================================================================
+
+KEY is a hash of everything that the programs depend on, so entries can be copied between like machines. An
+entry appears as a whole, by a rename. One that is damaged is removed and made again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from trainer.config import TrainerConfig
+from trainer.corpus import cache_root
+from trainer.flat import Buffers
+from trainer.library import Library, LibraryError, build
+from trainer.model_fast import build_model
+from trainer.muon import MuonAdamW, build_optimizer
+from trainer.programs import NEVER, RATES, TAIL, Part, gradient_program, traced, update_program
+
+GRADIENT, UPDATE, ENTRY = "gradient.pt2", "update.pt2", "entry.json"
+_FORMAT = 1
+_SETTINGS = (
+    "recipe",
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "block_size",
+    "dropout",
+    "bias",
+    "beta1",
+    "beta2",
+    "weight_decay",
+    "grad_clip",
+)
+"""Settings that are part of a program. It is made from a configuration that has only these."""
+_SOURCES = ("dropout", "flat", "library", "model", "model_fast", "muon", "ops", "programs", "compiling")
+
+
+class Order(BaseModel):
+    """What is to be compiled."""
+
+    model_config = ConfigDict(frozen=True)
+
+    settings: dict[str, Any]
+    vocab_size: int
+    tokens: str
+    """Type of the tokens."""
+    length: int
+    """Number of the tokens to train on: places are checked against it."""
+    device: str
+    dtype: str
+    part: Part
+    rows: int
+    """Gradients that the update sums."""
+    threads: int
+    """Of the update; a gradient is computed by one."""
+    machine: str
+    """What the compiler compiles for."""
+    versions: str
+    """PyTorch's version, and a hash of our own code."""
+
+    @property
+    def key(self) -> str:
+        """A name for the entry."""
+        return hashlib.sha256(f"{_FORMAT} {self.model_dump_json()}".encode()).hexdigest()[:32]
+
+
+def settings_of(config: TrainerConfig) -> dict[str, Any]:
+    """The settings that programs depend on."""
+    return {name: getattr(config, name) for name in _SETTINGS}
+
+
+def machine(device: torch.device, name: str) -> str:
+    """What decides whether a library made on one machine runs on another."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{name} sm_{major}{minor}"
+    return f"{name} {torch.backends.cpu.get_cpu_capability()}"
+
+
+@cache
+def versions() -> str:
+    """Of what the compiled code follows from."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        if source.stem in _SOURCES:
+            digest.update(source.read_bytes())
+    return f"torch {torch.__version__}, {digest.hexdigest()[:16]}"
+
+
+class Programs:
+    """A loaded entry."""
+
+    def __init__(self, gradient: Library, update: Library) -> None:
+        self.gradient = gradient
+        self.update = update
+
+
+def load(order: Order, callers: int) -> Programs | None:
+    """The programs of an order from the cache; None where they are not there.
+
+    Raises:
+        LibraryError: they were there, but cannot be used; they have been removed.
+    """
+    folder = _entries() / order.key
+    if not (folder / ENTRY).is_file():
+        return None
+    try:
+        sums = json.loads((folder / ENTRY).read_bytes())["sha256"]
+        for name in (GRADIENT, UPDATE):
+            if _sha256(folder / name) != sums[name]:
+                raise LibraryError(f"{folder / name} is damaged")
+        device = torch.device(order.device)
+        return Programs(Library(folder / GRADIENT, device, callers), Library(folder / UPDATE, device))
+    except (OSError, ValueError, KeyError, LibraryError) as e:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise LibraryError(f"the compiled step in {folder} could not be used and was removed: {e}") from e
+
+
+class Compiler:
+    """Compiles one order in another process, at low priority."""
+
+    def __init__(self, order: Order) -> None:
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "trainer.compiling"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "1"},
+            )
+        except OSError as e:
+            raise LibraryError(f"cannot start the compiler: {e}") from e
+        assert self._process.stdin is not None
+        self._process.stdin.write(order.model_dump_json().encode() + b"\n")
+        self._process.stdin.flush()  # and stays open: its end tells the other process that this one is gone
+
+    def done(self) -> bool:
+        """Whether it has ended well.
+
+        Raises:
+            LibraryError: it failed; the message is the reason.
+        """
+        code = self._process.poll()
+        if code is None:
+            return False
+        self.close()
+        if code:
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").strip().splitlines() or [f"exit code {code}"]
+            raise LibraryError(next((line for line in reversed(lines) if _is_reason(line)), lines[-1]))
+        return True
+
+    def wait(self) -> None:
+        """Return when it has ended well; raises as :meth:`done`."""
+        while not self.done():
+            try:
+                self._process.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                continue
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
+
+
+def _is_reason(line: str) -> bool:
+    return "Error" in line or "error:" in line
+
+
+def main() -> int:
+    """The other process: compiles the order on its standard input, unless it is there already."""
+    order = Order.model_validate_json(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.nice(10)
+    with _alone(order.key):
+        folder = _entries() / order.key
+        if (folder / ENTRY).is_file():
+            return 0
+        shutil.rmtree(folder, ignore_errors=True)
+        aside = _entries() / f".{order.key}.building"
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+        aside.mkdir()
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(aside / "inductor")
+        _compile(order, aside)
+        shutil.rmtree(aside / "inductor")
+        sums = {name: _sha256(aside / name) for name in (GRADIENT, UPDATE)}
+        entry = {"order": order.model_dump(mode="json"), "sha256": sums}
+        (aside / ENTRY).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+        aside.rename(folder)
+    return 0
+
+
+def _compile(order: Order, folder: Path) -> None:
+    device, dtype = torch.device(order.device), getattr(torch, order.dtype)
+    config = TrainerConfig.model_validate(order.settings)
+    model = build_model(config, order.vocab_size).to(device)
+    optimizer = build_optimizer(model.named_parameters(), config)
+    buffers = Buffers(model, optimizer)
+    layout = buffers.layout
+    numbers = layout.size + TAIL
+    gradient = gradient_program(model, layout, config, order.part, dtype, None)
+    arguments = (
+        buffers.weights,
+        torch.empty(order.length, dtype=getattr(torch, order.tokens), device=device),
+        torch.zeros(order.part.sequences, dtype=torch.int64, device=device),
+        torch.zeros(3, dtype=torch.int32, device=device),
+        torch.zeros(1, device=device),
+        torch.zeros(numbers, device=device),
+    )
+    build(traced(gradient, arguments), folder / GRADIENT, {"cpp.threads": 1})
+    plan = optimizer.plan if isinstance(optimizer, MuonAdamW) else None
+    update = update_program(layout, config, plan)
+    changed = (
+        buffers.weights,
+        torch.zeros(order.rows, numbers, device=device),
+        buffers.first,
+        buffers.second,
+        torch.zeros(RATES, device=device),
+        torch.zeros(1, dtype=torch.int64, device=device),
+        torch.full((), NEVER, device=device),
+        torch.zeros(2, device=device),
+    )
+    torch.set_num_threads(order.threads)
+    build(traced(update, changed), folder / UPDATE, {"cpp.threads": order.threads})
+
+
+def _end_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # not the buffered reader, whose lock would be held at the end
+    os._exit(1)
+
+
+@contextmanager
+def _alone(key: str) -> Iterator[None]:
+    """Until the end, no other process on this node compiles the same."""
+    with (_entries() / f".{key}.lock").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _entries() -> Path:
+    folder = cache_root() / "compiled"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

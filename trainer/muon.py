@@ -1,8 +1,9 @@
 """The optimizer of ``recipe: fast``: Muon for the blocks' matrices, AdamW for everything else.
 
-Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the nearest
-matrix whose singular values are all 1, found by a Newton-Schulz iteration. :func:`muon_update` is plain
-tensor arithmetic without decisions on values, so that it can be part of a compiled step.
+Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) replaces a matrix's momentum by roughly the
+nearest matrix whose singular values are all 1, found by a few steps of a Newton-Schulz iteration.
+:func:`muon_update` is plain tensor arithmetic without decisions on values, so that it can be part of a
+compiled step.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ from trainer.optimizer import AdamW, learning_rate
 
 EPSILON = 1e-8
 """AdamW's."""
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of Jordan's quintic a s + b s^3 + c s^5, which brings singular values near 1 the fastest."""
-ITERATIONS = 5
+COEFFICIENTS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+)
+"""Of each step's a s + b s^3 + c s^5, applied to singular values: the first three of Polar Express (Amsel et
+al., 2025, arXiv 2505.16932). The loss is as low as after Jordan's five, for three fifths of the work."""
+_NORM_MARGIN = 1.01
 _NORM_FLOOR = 1e-7
 _MOMENTUM_START = 0.85
 _MOMENTUM_STEPS = 100
@@ -112,19 +118,20 @@ def muon_update(
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Matrices (N, rows, columns) with rows <= columns; about the nearest ones with singular values of 1.
+    """Matrices (N, rows, columns) with rows <= columns: about the nearest ones with singular values of 1.
+
+    The three steps bring singular values above 0.006 of the norm to 0.2 to 1.9, with a median near 1.
 
     fp32 comes back, whatever the iteration is done in: bf16 on a GPU, fp32 elsewhere.
     """
-    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + _NORM_FLOOR)
+    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) * _NORM_MARGIN + _NORM_FLOOR)
     if x.device.type == "cuda":
         return _newton_schulz(x.bfloat16()).float()
     return _newton_schulz(x) if x.shape[-2] == x.shape[-1] else _gram_newton_schulz(x)
 
 
 def _newton_schulz(x: Tensor) -> Tensor:
-    a, b, c = COEFFICIENTS
-    for _ in range(ITERATIONS):
+    for a, b, c in COEFFICIENTS:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
@@ -132,14 +139,13 @@ def _newton_schulz(x: Tensor) -> Tensor:
 
 def _gram_newton_schulz(x: Tensor) -> Tensor:
     """The same on the small matrix x x^T only: less work where columns outnumber rows. Needs fp32."""
-    a, b, c = COEFFICIENTS
     eye = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
     gram = x @ x.mT
     factor = eye
-    for i in range(ITERATIONS):
+    for i, (a, b, c) in enumerate(COEFFICIENTS):
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * eye
         factor = polynomial @ factor if i else polynomial
-        if i < ITERATIONS - 1:
+        if i < len(COEFFICIENTS) - 1:
             gram = polynomial @ gram @ polynomial
     return factor @ x
 

@@ -18,7 +18,6 @@ from trainer.model import GPT
 from trainer.model_fast import NONE, FastGPT, _rotate, build_model
 from trainer.muon import (
     COEFFICIENTS,
-    ITERATIONS,
     MuonAdamW,
     Plan,
     _gram_newton_schulz,
@@ -192,15 +191,15 @@ def test_the_recipe_decides_the_model() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 12), (2, 12, 48)])
-def test_orthogonal_steps_have_singular_values_near_one(shape: tuple[int, ...]) -> None:
+def test_orthogonal_steps_have_singular_values_around_one(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(5)) * 1e-3
     singular = torch.linalg.svdvals(orthogonalise(matrices))
-    assert singular.min() > 0.3
-    assert singular.max() < 1.25
+    assert singular.max() < 1.9
+    assert 0.8 < singular.median() < 1.2
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     nearest = left @ right
     cosine = F.cosine_similarity(orthogonalise(matrices).flatten(1), nearest.flatten(1))
-    assert cosine.min() > 0.95
+    assert cosine.min() > 0.9
 
 
 def test_iterating_on_the_gram_matrix_is_the_same() -> None:
@@ -238,9 +237,8 @@ def test_muon_follows_its_definition() -> None:
 def _newton_schulz_by_svd(matrix: torch.Tensor) -> torch.Tensor:
     """The polynomial applied to the singular values, in double precision."""
     left, singular, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-    singular = singular / singular.norm()
-    a, b, c = COEFFICIENTS
-    for _ in range(ITERATIONS):
+    singular = singular / (singular.norm() * 1.01)
+    for a, b, c in COEFFICIENTS:
         singular = a * singular + b * singular**3 + c * singular**5
     return (left @ singular.diag() @ right).float()
 

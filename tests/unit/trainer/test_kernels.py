@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import math
 import os
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from trainer.dropout import keep_mask
+from benchmarks.kernels import difference, dropped, plain_attention, plain_norm
 
 pytest.importorskip("triton", reason="triton comes with CUDA builds of PyTorch")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -37,33 +35,10 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def dropped(x: Tensor, step: Tensor, site: int, p: float) -> Tensor:
-    return torch.where(keep_mask(x.shape, step, site, p), x / (1.0 - p), 0.0) if p else x
-
-
-def plain_attention(qkv: Tensor, heads: int, step: Tensor, site: int, p: float) -> Tensor:
-    B, T, width = qkv.shape
-    D = width // 3 // heads
-    q, k, v = qkv.view(B, T, 3, heads, D).permute(2, 0, 3, 1, 4)
-    scores = (q @ k.mT) / math.sqrt(D)
-    later = torch.ones(T, T, dtype=torch.bool, device=qkv.device).triu(1)
-    weights = dropped(scores.masked_fill(later, -torch.inf).softmax(-1), step, site, p)
-    return (weights @ v).transpose(1, 2).reshape(B, T, heads * D)
-
-
-def plain_norm(h: Tensor, weight: Tensor | None, bias: Tensor | None, centred: bool) -> Tensor:
-    if centred:
-        return F.layer_norm(h, h.shape[-1:], weight, bias, 1e-5)
-    a = F.rms_norm(h, h.shape[-1:], eps=1e-5)
-    a = a if weight is None else a * weight
-    return a if bias is None else a + bias
-
-
 def assert_near(found: Tensor, expected: Tensor, tolerance: float) -> None:
     """Within `tolerance` of the largest expected value."""
     assert found.shape == expected.shape
-    difference = (found.float() - expected.float()).abs().max() / expected.float().abs().max()
-    assert difference < tolerance, f"differs by {difference:.2e} of the largest value"
+    assert difference(found, expected) < tolerance
 
 
 def tolerance(dtype: torch.dtype) -> float:

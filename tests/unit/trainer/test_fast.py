@@ -199,7 +199,7 @@ def test_orthogonal_steps_have_singular_values_around_one(shape: tuple[int, ...]
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     nearest = left @ right
     cosine = F.cosine_similarity(orthogonalise(matrices).flatten(1), nearest.flatten(1))
-    assert cosine.min() > 0.9
+    assert cosine.min() > 0.8
 
 
 def test_iterating_on_the_gram_matrix_is_the_same() -> None:

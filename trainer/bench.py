@@ -30,6 +30,7 @@ from trainer.report import Power, Report, Shares, Speed, Startup, lines, write
 from trainer.tracing import TRACED_STEPS, kernel_seconds, traced
 from trainer.train import Training, train
 
+_COMPILING_S = 300.0
 _WARM_UP_STEPS = 5
 _WARM_UP_S = 1.0
 _MEASURED_S = 10.0
@@ -90,7 +91,10 @@ class Bench:
         ready_s = _process_age()
         training.update()
         self.hardware.synchronize()
-        self._start_up = Startup(imported_s, ready_s, _process_age())
+        first_step_s = _process_age()
+        self._wait_for_compiler()
+        compiled_s = _process_age() if training.engine.compiled else None
+        self._start_up = Startup(imported_s, ready_s, first_step_s, compiled_s)
         training.meter.peak()  # measured now, training will not stop for it later
 
     def update(self) -> None:
@@ -124,6 +128,12 @@ class Bench:
             power=_power(before, after, wall_s, speed.steps * self._tokens, energy.note),
             gpu_memory_bytes=memory,
         )
+
+    def _wait_for_compiler(self) -> None:
+        """Train until a compiled step has taken over, if one will."""
+        deadline = time.perf_counter() + _COMPILING_S
+        while self._training.engine.waiting and time.perf_counter() < deadline:
+            self._round(1)
 
     def _warm_up(self) -> float:
         """Seconds per step in the second half of warming up."""
@@ -174,7 +184,9 @@ class Bench:
         return Shares(max(0.0, 1.0 - busy_ms / speed.step_ms), None, None, spans.between())
 
     def _machine(self) -> dict[str, str | int | bool]:
-        machine: dict[str, str | int | bool] = self.hardware.environment().model_dump()
+        machine: dict[str, str | int | bool] = self.hardware.environment(
+            self._training.engine.compiled, self._training.engine.deterministic
+        ).model_dump()
         return {**machine, "python": platform.python_version(), "system": platform.platform()}
 
     def _gpu_memory(self) -> int | None:

@@ -51,6 +51,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def waiting(self) -> bool:
+        """Whether a compiled step may take over later."""
+        ...
+
+    @property
     def deterministic(self) -> bool:
         """Whether repeating the run on the same device gives the same bits, interrupted or not."""
         ...
@@ -91,6 +96,7 @@ class EagerEngine:
         self._compute = GraphedUpdate(self._eagerly) if graphed else self._eagerly
 
     compiled = False
+    waiting = False
 
     @property
     def deterministic(self) -> bool:
@@ -190,6 +196,11 @@ class SwitchingEngine:
     def compiled(self) -> bool:
         """See :class:`Engine`."""
         return self._fast is not None
+
+    @property
+    def waiting(self) -> bool:
+        """See :class:`Engine`."""
+        return self._fast is None and not self._settled
 
     @property
     def deterministic(self) -> bool:

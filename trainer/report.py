@@ -21,6 +21,8 @@ class Startup:
     """The data is read and the model made."""
     first_step_s: float
     """The first update has been made."""
+    compiled_s: float | None
+    """The compiled step has taken over; None where all is uncompiled."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def lines(report: Report) -> Iterator[str]:
         where = f"{where}, {machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
     yield (
         f"{config.n_layer}x{config.n_embd}, {config.batch_size} x {config.block_size} tokens, "
-        f"{report.parameters:,} parameters; {where}, {machine['dtype']}, PyTorch {machine['torch']}"
+        f"{report.parameters:,} parameters; {where}, {machine['dtype']}, "
+        f"{'compiled' if machine['compiled'] else 'uncompiled'}, PyTorch {machine['torch']}"
     )
     yield (
         f"step:         {speed.step_ms:.3f} ms, median of {speed.steps} steps in rounds "
@@ -122,6 +125,7 @@ def lines(report: Report) -> Iterator[str]:
     yield (
         f"start-up:     imported after {start.imported_s:.2f} s, ready after {start.ready_s:.2f} s, "
         f"first step made after {start.first_step_s:.2f} s"
+        + (f", compiled from {start.compiled_s:.2f} s on" if start.compiled_s is not None else "")
     )
     if report.gpu_memory_bytes is not None:
         yield f"GPU memory:   {report.gpu_memory_bytes / 2**20:,.0f} MiB reserved at most"

@@ -17,6 +17,8 @@ from tests.unit.trainer.support import TINY, clean_env, run_trainer, tiny, write
 from trainer import bench as benchmark
 from trainer.__main__ import _parser
 from trainer.bench import Stopwatch, bench
+from trainer.config import TrainerConfig
+from trainer.engine import EagerEngine
 from trainer.power import Energy
 from trainer.report import Power, Report, Shares, Speed, Startup, lines
 from trainer.tracing import TRACED_STEPS, WARM_UP_STEPS, covered
@@ -42,8 +44,12 @@ class Burning:
         return 50.0 * time.perf_counter()
 
 
+def config(text: Path) -> TrainerConfig:
+    return tiny(text, log_interval=2, compile=False)
+
+
 def measured(text: Path, file: Path, **arguments: Any) -> dict[str, Any]:
-    assert bench(tiny(text, log_interval=2), NullContext(), json_file=file, **arguments) == 0
+    assert bench(config(text), NullContext(), json_file=file, **arguments) == 0
     report: dict[str, Any] = json.loads(file.read_text())
     return report
 
@@ -68,7 +74,7 @@ def test_the_figures_belong_together(
     assert 0 < start["imported_s"] <= start["ready_s"] <= start["first_step_s"]
     assert report["power"]["watts"] == pytest.approx(50.0, rel=0.5)
     assert report["power"]["joules_per_token"] * 4 * 8 * 60 < 50.0 * 60
-    assert report["config"] == tiny(text, log_interval=2).model_dump(mode="json")
+    assert report["config"] == config(text).model_dump(mode="json")
     out = capsys.readouterr().out
     assert "step:" in out
     assert "loss" not in out  # what training prints is left out
@@ -99,12 +105,43 @@ def test_time_spent_on_batches_is_outside_the_model(
     assert report["shares"]["outside_model"] > report["shares"]["batches"] > 0.3
 
 
+def test_what_is_compiled_meanwhile_is_waited_for(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates: list[int] = []
+
+    class Waiting(EagerEngine):
+        @property
+        def waiting(self) -> bool:  # type: ignore[override]
+            return len(updates) < 37
+
+        @property
+        def compiled(self) -> bool:  # type: ignore[override]
+            return not self.waiting
+
+        def update(self, step: int) -> Any:
+            updates.append(step)
+            return super().update(step)
+
+    monkeypatch.setattr("trainer.train.build_engine", lambda *arguments: Waiting(*arguments[:5]))
+    report = measured(text, tmp_path / "r.json", steps=3)
+    assert report["start_up"]["compiled_s"] > report["start_up"]["first_step_s"]
+    assert report["machine"]["compiled"]
+    assert len(updates) > 37 + 3
+
+
 def test_lines_for_a_gpu() -> None:
     report = Report(
         config=tiny(Path("t")),
-        machine={"device": "cuda", "device_name": "A GPU", "dtype": "bfloat16", "torch": "2", "threads": 4},
+        machine={
+            "device": "cuda",
+            "device_name": "A GPU",
+            "dtype": "bfloat16",
+            "torch": "2",
+            "compiled": True,
+        },
         parameters=800_000,
-        start_up=Startup(1.0, 2.0, 3.0),
+        start_up=Startup(1.0, 2.0, 3.0, 9.0),
         speed=Speed(100, 0.5, 0.4, 0.6, 0.5, 1e6, 5e12, 7e14, 989.4e12, 5 / 700, 5 / 312, None),
         shares=Shares(0.25, None, None, 0.01),
         power=Power(300.0, 3e-4, "NVML"),
@@ -112,7 +149,8 @@ def test_lines_for_a_gpu() -> None:
     )
     said = "\n".join(lines(report))
     for part in (
-        "A GPU, bfloat16",
+        "A GPU, bfloat16, compiled, PyTorch 2",
+        "first step made after 3.00 s, compiled from 9.00 s on",
         "0.71%: 5 TFLOP/s of 700 by matrix products (data sheet: 989.4); 1.603% of an A100",
         "25.0% of the time no kernel runs; 1.0% is between updates",
         "0.0003 J/token, 300.0 W (NVML)",

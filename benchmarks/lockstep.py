@@ -55,6 +55,7 @@ def lock_step(checkout: Path, engine: dict[str, object]) -> float:
         worst = max(worst, abs(theirs.update(x, y, learning_rate(config, step)) - expected))
         with contextlib.redirect_stdout(io.StringIO()):
             training.update()
+    training.close()
     return worst
 
 

@@ -10,7 +10,6 @@ import ast
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ def main() -> None:
 def run_ours(channel: Channel, spec: Mapping[str, Any]) -> None:
     """The trainer's own loop between evaluations: ``Training.update()`` and nothing else."""
     from orchestrator.contract import NullContext
+    from trainer.checkpoint import published
     from trainer.config import TrainerConfig
     from trainer.train import Training
 
@@ -65,7 +65,8 @@ def run_ours(channel: Channel, spec: Mapping[str, Any]) -> None:
 
     def save() -> str:
         training.save()
-        return str(_published(training.folder, training.step))
+        training.writer.wait()
+        return str(published(training.folder)[training.step])
 
     handlers: dict[str, Callable[..., Any]] = {
         "val": val,
@@ -74,9 +75,12 @@ def run_ours(channel: Channel, spec: Mapping[str, Any]) -> None:
         "logged": lambda: context.logged,
     }
     pacer = Pacer(channel, training.hardware.synchronize, handlers)
-    while count := pacer.next_slice():
-        for _ in range(count):
-            training.update()
+    try:
+        while count := pacer.next_slice():
+            for _ in range(count):
+                training.update()
+    finally:
+        training.close()
 
 
 def _our_facts(training: Any) -> dict[str, Any]:
@@ -90,27 +94,12 @@ def _our_facts(training: Any) -> dict[str, Any]:
         "device": hardware.name(),
         "dtype": str(hardware.dtype).removeprefix("torch."),
         "threads": hardware.threads,
-        "deterministic": hardware.deterministic,
+        "compiled": training.engine.compiled,
+        "deterministic": training.engine.deterministic,
         "parameters": parameters,
         "flops_per_step": flops_per_step(training.config, parameters),
         "gemm_flops": measured_flops(hardware),
     }
-
-
-def _published(folder: Path, step: int, timeout_s: float = 60.0) -> Path:
-    """The checkpoint of `step`, which may be written in the background.
-
-    Raises:
-        TimeoutError: it did not appear.
-    """
-    from trainer.checkpoint import published
-
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if step in (found := published(folder)):
-            return found[step]
-        time.sleep(0.05)
-    raise TimeoutError(f"no checkpoint of step {step} in {folder} after {timeout_s:g} s")
 
 
 class NanoGPT:

@@ -176,13 +176,14 @@ def test_seeds_that_miss_the_loss_count_as_slowest() -> None:
 def test_speed_ups_are_medians_of_pairs() -> None:
     ours = [Slice(10, 1.0, 1.0), Slice(10, 2.0, 1.0), Slice(10, 1.0, 1.0)]
     theirs = [Slice(10, 2.0, 4.0), Slice(10, 4.0, 4.0), Slice(10, 2.0, 4.0)]
-    facts = {"flops_per_step": 1e9, "gemm_flops": 2e10, "dtype": "float32"}
+    facts = {"flops_per_step": 1e9, "gemm_flops": 2e10, "dtype": "float32", "compiled": True, "threads": 2}
     rows = {r.name: r for r in case_rows(SMALL, {"ours": ours, "eager": theirs}, facts)}
     assert rows["cpu-small-fp32: speed-up over eager"].value == 2.0
     assert rows["cpu-small-fp32: speed-up over eager"].met
     assert rows["cpu-small-fp32: time per step"].ratio == 0.5
     assert rows["cpu-small-fp32: processor time per step"].ratio == 0.25
     assert rows["cpu-small-fp32: share of the GEMM peak"].value == pytest.approx(50.0)
+    assert rows["cpu-small-fp32: share of the GEMM peak, by processor time"].value == pytest.approx(100.0)
 
 
 def test_a_quick_case_is_shorter_and_has_the_eager_peer_only() -> None:

@@ -10,6 +10,7 @@ sent ahead of it, and nothing waits for the device.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -65,10 +66,17 @@ def order_for(
         dtype=str(hardware.dtype).removeprefix("torch."),
         part=Part(sequences // pieces, count * pieces, ranks.world, adds=pieces > 1),
         rows=count if ranks.world == 1 else 1,
+        kernels=_has_kernels(hardware),
         threads=hardware.threads,
         machine=machine(hardware.device, hardware.name()),
         versions=versions(),
     )
+
+
+def _has_kernels(hardware: Hardware) -> bool:
+    """Whether our own kernels can be used: they are for bf16, and come with CUDA builds of PyTorch."""
+    on_gpu = hardware.device.type == "cuda" and hardware.dtype == torch.bfloat16
+    return on_gpu and importlib.util.find_spec("triton") is not None
 
 
 class CompiledEngine:
@@ -101,6 +109,8 @@ class CompiledEngine:
         self._results = torch.zeros(2, device=device)
         self._keep = (torch.zeros(1, device=device), torch.ones(1, device=device))
         self._tokens = batches.tokens("train")
+        self._seeds = device.type == "cuda" and not order.kernels and bool(config.dropout)
+        self._hardware = hardware
         if device.type == "cuda":
             self._step: _Threads | _Recorded = _Recorded(self._all_on_device)
         else:
@@ -108,10 +118,13 @@ class CompiledEngine:
 
     def update(self, step: int) -> tuple[Tensor, Tensor]:
         """See :class:`trainer.engine.Engine`."""
+        seed = stream_seed(self._config.seed, Stream.DROPOUT, step)
+        if self._seeds:  # PyTorch's attention draws its dropout from the device's generator
+            self._hardware.seed_dropout(stream_seed(seed, Stream.DROPOUT, self._ranks.rank))
         self._inputs.fill(
             step,
             self._batches.starts(step, 1)[0].numpy(),
-            stream_seed(self._config.seed, Stream.DROPOUT, step),
+            seed,
             self._ranks,
             step_rates(self._config, step),
         )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -75,6 +76,8 @@ class Order(BaseModel):
     part: Part
     rows: int
     """Gradients that the update sums."""
+    kernels: bool
+    """Whether to use our own kernels for GPUs."""
     threads: int
     """Of the update; a gradient is computed by one."""
     machine: str
@@ -105,9 +108,9 @@ def machine(device: torch.device, name: str) -> str:
 def versions() -> str:
     """Of what the compiled code follows from."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        if source.stem in _SOURCES:
-            digest.update(source.read_bytes())
+    here = Path(__file__).parent
+    for source in (*(here / f"{name}.py" for name in _SOURCES), *sorted((here / "kernels").glob("*.py"))):
+        digest.update(source.read_bytes())
     return f"torch {torch.__version__}, {digest.hexdigest()[:16]}"
 
 
@@ -227,7 +230,8 @@ def _compile(order: Order, folder: Path) -> None:
     buffers = Buffers(model, optimizer)
     layout = buffers.layout
     numbers = layout.size + TAIL
-    gradient = gradient_program(model, layout, config, order.part, dtype, None)
+    kernels = importlib.import_module("trainer.kernels") if order.kernels else None  # needs triton
+    gradient = gradient_program(model, layout, config, order.part, dtype, kernels)
     arguments = (
         buffers.weights,
         torch.empty(order.length, dtype=getattr(torch, order.tokens), device=device),

@@ -1,4 +1,4 @@
-"""A GPU that has too little memory: what it said, and what would have fitted."""
+"""Too little memory: what the device said, and on a GPU what would have fitted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from trainer.config import TrainerConfig
 from trainer.data import Batches
 from trainer.device import Hardware
+from trainer.errors import TrainerError
 from trainer.model_fast import LanguageModel
 
 
@@ -21,6 +22,13 @@ def gpu_shortage(error: RuntimeError) -> str | None:
     if not isinstance(memory, torch.OutOfMemoryError):
         return None
     return ". ".join(str(memory).split(". ")[:2])  # the rest are figures of the allocator
+
+
+def explain(error: RuntimeError, config: TrainerConfig) -> None:
+    """Raise a TrainerError if it is the processor's memory that is short."""
+    reason = str(error).strip().partition("\n")[0]
+    if "DefaultCPUAllocator" in reason:
+        raise TrainerError(f"out of memory: {reason}; {less_memory(config)}") from error
 
 
 def what_fits(config: TrainerConfig, model: LanguageModel, batches: Batches, hardware: Hardware) -> str:

@@ -42,19 +42,20 @@ class Embedding(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over C whose bias can be left out; epsilon 1e-5."""
+    """Layer normalisation over C whose bias can be left out, of what is added up first; epsilon 1e-5."""
 
     def __init__(self, width: int, bias: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+    def forward(self, x: Tensor, z: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
+        """x + dropout(z), and that normalised."""
+        return ops.add_norm(x, z, self.weight, self.bias, dropout)
 
 
 class Attention(nn.Module):
-    """Causal self-attention with dropout on the attention weights and on the output."""
+    """Causal self-attention with dropout on the attention weights."""
 
     def __init__(self, config: TrainerConfig) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         B, T, C = x.shape
         heads = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         y: Tensor = self.c_proj(ops.self_attention(heads, self.dropout if self.training else 0.0))
-        return ops.dropout(y, self.dropout, self.training)
+        return y
 
 
 class MLP(nn.Module):
@@ -76,28 +77,33 @@ class MLP(nn.Module):
 
     def __init__(self, config: TrainerConfig) -> None:
         super().__init__()
-        self.dropout = config.dropout
         self.c_fc = Linear(config.n_embd, 4 * config.n_embd, config.bias)
         self.c_proj = Linear(4 * config.n_embd, config.n_embd, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.dropout(self.c_proj(F.gelu(self.c_fc(x))), self.dropout, self.training)
+        y: Tensor = self.c_proj(F.gelu(self.c_fc(x)))
+        return y
 
 
 class Block(nn.Module):
-    """One transformer block, normalised before each part."""
+    """One transformer block, normalised before each part.
+
+    What its last part adds to the residual stream x is left to the next norm: (x, z) stands for x + dropout(z).
+    """
 
     def __init__(self, config: TrainerConfig) -> None:
         super().__init__()
+        self.dropout = config.dropout
         self.ln_1 = LayerNorm(config.n_embd, config.bias)
         self.attn = Attention(config)
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        y: Tensor = x + self.mlp(self.ln_2(x))
-        return y
+    def forward(self, x: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor]:
+        p = self.dropout if self.training else 0.0
+        x, a = self.ln_1(x, z, p)
+        x, a = self.ln_2(x, self.attn(a), p)
+        return x, self.mlp(a)
 
 
 class GPT(nn.Module):
@@ -139,9 +145,10 @@ class GPT(nn.Module):
         T = tokens.shape[1]
         positions = torch.arange(T, device=tokens.device)
         x = ops.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)  # (B, T, C)
+        z = None
         for block in self.h:
-            x = block(x)
-        x = self.ln_f(x)
+            x, z = block(x, z)
+        x = self.ln_f(x, z, self.dropout if self.training else 0.0)[1]
         if targets is None:
             return ops.logits(x[:, -1:], self.wte.weight), None
         logits = ops.logits(x, self.wte.weight)

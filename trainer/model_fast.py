@@ -59,12 +59,13 @@ Rotation = tuple[Tensor, Tensor]
 class RMSNorm(nn.Module):
     """Root mean square normalisation over C, without weights."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:])
+    def forward(self, x: Tensor, z: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
+        """x + dropout(z), and that normalised."""
+        return ops.add_norm(x, z, None, None, dropout, centred=False)
 
 
 class Attention(nn.Module):
-    """Causal self-attention with dropout on the attention weights and on the output."""
+    """Causal self-attention with dropout on the attention weights."""
 
     def __init__(self, config: TrainerConfig, ingredients: Ingredients) -> None:
         super().__init__()
@@ -78,13 +79,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
         B, T, C = x.shape
         heads = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, head, T, C / head)
+        q, k, v = heads.unbind(2)  # each (B, T, head, C / head)
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         if rotation is not None:
             q, k = _rotate(q, rotation), _rotate(k, rotation)
-        y = ops.attention(q.to(v.dtype), k.to(v.dtype), v, self.dropout if self.training else 0.0)
-        return ops.dropout(self.c_proj(y), self.dropout, self.training)
+        heads = torch.stack((q.to(v.dtype), k.to(v.dtype), v), 2)
+        y: Tensor = self.c_proj(ops.self_attention(heads, self.dropout if self.training else 0.0))
+        return y
 
 
 class MLP(nn.Module):
@@ -92,31 +94,32 @@ class MLP(nn.Module):
 
     def __init__(self, config: TrainerConfig, ingredients: Ingredients) -> None:
         super().__init__()
-        self.dropout = config.dropout
         self.relu2 = ingredients.relu2
         self.c_fc = Linear(config.n_embd, 4 * config.n_embd, config.bias)
         self.c_proj = Linear(4 * config.n_embd, config.n_embd, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)
-        x = F.relu(x).square() if self.relu2 else F.gelu(x)
-        return ops.dropout(self.c_proj(x), self.dropout, self.training)
+        y: Tensor = self.c_proj(F.relu(x).square() if self.relu2 else F.gelu(x))
+        return y
 
 
 class Block(nn.Module):
-    """One transformer block, normalised before each part."""
+    """One transformer block, with :class:`trainer.model.Block`'s way of leaving an addition to the next norm."""
 
     def __init__(self, config: TrainerConfig, ingredients: Ingredients) -> None:
         super().__init__()
+        self.dropout = config.dropout
         self.ln_1 = _norm(config, ingredients)
         self.attn = Attention(config, ingredients)
         self.ln_2 = _norm(config, ingredients)
         self.mlp = MLP(config, ingredients)
 
-    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), rotation)
-        y: Tensor = x + self.mlp(self.ln_2(x))
-        return y
+    def forward(self, x: Tensor, z: Tensor | None, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+        p = self.dropout if self.training else 0.0
+        x, a = self.ln_1(x, z, p)
+        x, a = self.ln_2(x, self.attn(a, rotation), p)
+        return x, self.mlp(a)
 
 
 class FastGPT(nn.Module):
@@ -176,13 +179,14 @@ class FastGPT(nn.Module):
         T = tokens.shape[1]
         x = ops.dropout(self._embed(tokens), self.dropout, self.training)  # (B, T, C)
         rotation = (self.cos[:T], self.sin[:T]) if self.ingredients.rotary else None
+        z = None
         for block in self.h:
-            x = block(x, rotation)
-        x = self.ln_f(x)
+            x, z = block(x, z, rotation)
+        x = self.ln_f(x, z, self.dropout if self.training else 0.0)[1]
         if targets is None:
             return self._logits(x[:, -1:]), None
         logits = self._logits(x)
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     def parameter_count(self, positions: bool = True) -> int:
         """Number of parameters. `positions` false leaves out those that are looked up only, in no product."""
@@ -245,7 +249,10 @@ def _rotation(positions: int, width: int) -> Rotation:
 
 
 def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the i-th channel of the first half and of the second, a pair, by position times frequency i."""
-    cos, sin = rotation
+    """Turn the i-th channel of the first half and of the second, a pair, by position times frequency i.
+
+    x is (B, T, head, C / head).
+    """
+    cos, sin = (part[:, None] for part in rotation)
     left, right = x.chunk(2, -1)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), -1)

@@ -7,6 +7,7 @@ dropout         masks are a hash of (seed, step, place), see :mod:`trainer.dropo
                 and however a batch is split
 attention       on a GPU a kernel of our own where it is installed, see :mod:`trainer.kernels`; on a CPU in
                 bf16 plain matrix products, because the backward of PyTorch's bf16 kernel is slow there
+add_norm        on a GPU one kernel of our own for residual, dropout and norm
 embedding       the gradient of a small table is a matrix product with one-hot rows: atomic additions to few
                 rows are slow, and their order differs from run to run
 logits          on a GPU with the vocabulary filled up to a multiple of 8, which its matrix units want
@@ -29,6 +30,7 @@ from trainer.dropout import keep_mask
 _ONE_HOT_ROWS = 1024
 """Largest table whose gradient is a matrix product."""
 _LOGITS_MULTIPLE = 8
+_EPSILON = 1e-5
 
 
 class Inside:
@@ -73,11 +75,35 @@ def _hashed(x: Tensor, p: float, step: Inside) -> Tensor:
     return torch.where(keep_mask(x.shape, step.noise, step.site(), p), x / (1.0 - p), 0.0).to(x.dtype)
 
 
+def add_norm(
+    x: Tensor, z: Tensor | None, weight: Tensor | None, bias: Tensor | None, p: float, *, centred: bool = True
+) -> tuple[Tensor, Tensor]:
+    """x + dropout(z), and that normalised over C by layer norm, or where not `centred` by its root mean square.
+
+    x and z are (B, T, C); without z, x itself is normalised. Epsilon is 1e-5.
+    """
+    if _inside and (kernels := _inside[-1].kernels) is not None and x.dtype == torch.float32:
+        step = _inside[-1]
+        if z is None:
+            return x, kernels.norm(x, weight, bias, step.noise, centred)
+        if z.dtype == torch.bfloat16:
+            site = step.site()
+            pair: tuple[Tensor, Tensor] = kernels.residual_norm(
+                x.contiguous(), z.contiguous(), weight, bias, step.noise, site, p, centred
+            )
+            return pair
+    if z is not None:
+        x = x + dropout(z, p, True)
+    if centred:
+        return x, F.layer_norm(x, x.shape[-1:], weight, bias, _EPSILON)
+    return x, F.rms_norm(x, x.shape[-1:], weight, _EPSILON)
+
+
 def embedding(rows: Tensor, table: Tensor) -> Tensor:
     """The rows (…) of a table (R, C), (…, C)."""
     if not _inside or table.shape[0] > _ONE_HOT_ROWS:
         return F.embedding(rows, table)
-    found: Tensor = _Embedding.apply(rows, table)
+    found: Tensor = _Embedding.apply(rows, table)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -58,7 +58,7 @@ def train(
     except RuntimeError as e:
         shortage = memory.gpu_shortage(e)
         if shortage is None:
-            _explain(e, config)
+            memory.explain(e, config)
             raise
     # Outside the handler: the error holds on to everything that the failed step had in memory.
     if training is None:
@@ -132,7 +132,6 @@ class Training:
         """Train to `max_steps`, or until it is enough or asked to stop; returns the exit code."""
         try:
             code = self._loop()
-            self.ranks.barrier()  # none ends before the last checkpoint is published
         except BaseException:
             if (error := self.writer.close()) is not None:
                 say(f"the checkpoint of step {self.saved_step} was not written either: {error}")
@@ -341,8 +340,7 @@ class Training:
             self.accord.rewound(self.step)
             self._kept = kept.model_copy(update={"skipped": skipped})
         self._log(bad, {"guard/rewinds": float(rewinds + 1)})
-        batches = skipped[-1].batches
-        self._say(f"{what} at step {bad}: back to step {self.step}, leaving out {batches} batches")
+        self._say(f"{what} at step {bad}: back to step {self.step} without {skipped[-1].batches} batches")
 
     def _complete(self) -> bool:
         return self.step >= self.config.max_steps or self._enough() is not None
@@ -362,6 +360,7 @@ class Training:
         while self.saved_step != self.step:  # saving may go back by finding a bad step
             self.save()
         self.writer.wait()
+        self.ranks.barrier()  # none ends before it is published
 
     def _finish(self) -> int:
         """The last measurements and checkpoint, a sample and a summary."""
@@ -383,15 +382,10 @@ class Training:
         return 0
 
     def _write_sample(self) -> None:
-        vocabulary = self.dataset.vocabulary
-        text = generate(
-            self.model.eval(),
-            vocabulary,
-            tokens=self.config.sample_tokens,
-            prompt=vocabulary.opening,
-            seed=self.config.seed,
-            stop=self.context.stop_requested,
-        )
+        vocabulary, stop = self.dataset.vocabulary, self.context.stop_requested
+        tokens, seed = self.config.sample_tokens, self.config.seed
+        start = vocabulary.opening
+        text = generate(self.model.eval(), vocabulary, tokens=tokens, prompt=start, seed=seed, stop=stop)
         directory = self.context.artifact_dir or self.folder
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "sample.txt").write_text(text + "\n", encoding="utf-8")
@@ -404,10 +398,3 @@ class Training:
     def _say(self, line: str) -> None:
         if self.ranks.is_writer:
             say(line)
-
-
-def _explain(error: RuntimeError, config: TrainerConfig) -> None:
-    """Raise a TrainerError for an error that is known."""
-    reason = str(error).strip().partition("\n")[0]
-    if "DefaultCPUAllocator" in reason:
-        raise TrainerError(f"out of memory: {reason}; {memory.less_memory(config)}") from error

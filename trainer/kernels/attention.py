@@ -21,8 +21,8 @@ from trainer.kernels.hashing import dropout_key, kept, sequence_number
 LOG2_E = 1.4426950408889634
 
 # (rows of a program, columns of one turn of its loop, warps, stages), by D; blocks shrink to fit T.
-FORWARD = {16: (128, 64, 4, 2), 32: (128, 64, 4, 3), 64: (128, 64, 4, 3), 128: (128, 64, 8, 3)}
-BACKWARD = {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 32, 4, 2)}
+FORWARD = {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (128, 64, 8, 2)}
+BACKWARD = {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 32, 4, 2), 128: (64, 32, 8, 2)}
 SMALLEST_BLOCK = 16
 
 
@@ -42,11 +42,11 @@ def _attend_block(
     """One turn of the forward loop: columns start to start + BLOCK, softmax on the fly."""
     columns = start + tl.arange(0, BLOCK)
     k = _load_rows(k_base, columns, T, stride, D, DIAGONAL and not EVEN)
-    scores = tl.dot(q, tl.trans(k)) * SCALE
+    scores = tl.dot(q, tl.trans(k))
     if DIAGONAL:
         scores = tl.where(rows[:, None] >= columns[None, :], scores, float("-inf"))
-    higher = tl.maximum(high, tl.max(scores, 1))
-    weights = tl.exp2(scores - higher[:, None])
+    higher = tl.maximum(high, tl.max(scores, 1) * SCALE)
+    weights = tl.exp2(scores * SCALE - higher[:, None])
     shrink = tl.exp2(high - higher)
     total = total * shrink + tl.sum(weights, 1)
     if THRESHOLD > 0:
@@ -126,8 +126,8 @@ def _key_block(
     if THRESHOLD > 0:
         numbers = ((numbered * T + rows.to(tl.uint32)) * T)[None, :] + columns[:, None].to(tl.uint32)
         keep = kept(numbers, key, THRESHOLD)
-        dropped = tl.where(keep, weights * GAIN, 0.0)
-        dweights = tl.where(keep, dweights * GAIN, 0.0)
+        dropped = tl.where(keep, weights, 0.0)
+        dweights = tl.where(keep, dweights, 0.0) * GAIN
     dv = tl.dot(dropped.to(dout.dtype), dout, dv)
     dscores = weights * (dweights - delta[None, :])
     dk = tl.dot(dscores.to(q.dtype), q, dk)
@@ -150,7 +150,7 @@ def _query_block(
     dweights = tl.dot(dout, tl.trans(v))
     if THRESHOLD > 0:
         numbers = ((numbered * T + rows.to(tl.uint32)) * T)[:, None] + columns[None, :].to(tl.uint32)
-        dweights = tl.where(kept(numbers, key, THRESHOLD), dweights * GAIN, 0.0)
+        dweights = tl.where(kept(numbers, key, THRESHOLD), dweights, 0.0) * GAIN
     dscores = weights * (dweights - delta[:, None])
     return tl.dot(dscores.to(k.dtype), k, dq)
 
@@ -202,7 +202,7 @@ def _backward_kernel(
             D, SCALE, THRESHOLD, GAIN, COLUMNS, False, EVEN,
         )  # fmt: skip
     _store_rows(dbase + width, dk * ROOT, block, T, stride, D, EVEN)
-    _store_rows(dbase + 2 * width, dv, block, T, stride, D, EVEN)
+    _store_rows(dbase + 2 * width, dv * GAIN, block, T, stride, D, EVEN)
 
     q = _load_rows(base, block, T, stride, D, not EVEN)
     gradient, delta, logs = _load_gradient(out_base, dout_base, lse_base, block, T, width, D, not EVEN)

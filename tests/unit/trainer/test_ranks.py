@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 import subprocess
@@ -16,8 +17,17 @@ import torch
 
 from orchestrator.contract import EXIT_SAVED, EXIT_USER_ERROR
 from tests.support import free_port, process, wait_until
-from tests.unit.trainer.support import TINY, clean_env, run_trainer, trainer_command, write_text
+from tests.unit.trainer.support import (
+    TINY,
+    clean_env,
+    run_trainer,
+    start,
+    tiny,
+    trainer_command,
+    write_text,
+)
 from trainer import checkpoint
+from trainer.engine import EagerEngine
 from trainer.errors import UserError
 from trainer.ranks import Accord, Ranks, join
 
@@ -120,24 +130,29 @@ def test_micro_batches_that_do_not_divide_a_ranks_share(text: Path, tmp_path: Pa
     assert_alike(alone, tmp_path, 20)
 
 
-def test_dropout_differs_between_ranks(text: Path, tmp_path: Path) -> None:
-    """Ranks with the same sequences and the same masks would have the gradient of half a batch."""
-    program = (
-        "import sys; from trainer.settings import load_config; "
-        "from orchestrator.contract import NullContext; from trainer.train import Training; "
-        "from pathlib import Path; "
-        "t = Training(load_config(Path(sys.argv[2])), NullContext(), Path(sys.argv[4])); "
-        "t.batches.starts = lambda first, count: __import__('torch').zeros((count, 2), dtype=int); "
-        "t.engine._over_ranks = lambda loss: loss; "
-        "print('loss', t.engine.update(0)[0].item(), flush=True); t.ranks.barrier()"
-    )
-    command = [sys.executable, "-c", program, *arguments(text, tmp_path, dropout=0.5)]
-    with gang([command] * 2, tmp_path) as children:
-        codes = [child.wait(60) for child in children]
-    said = [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)]
-    assert codes == [0, 0], said
-    losses = [line for text in said for line in text.splitlines() if line.startswith("loss")]
-    assert len(set(losses)) == 2
+class Alike(Ranks):
+    """One of two ranks, of which the other has the same gradient."""
+
+    world = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def sum_gradient(self, flat: torch.Tensor) -> None:
+        flat.mul_(2.0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_each_rank_draws_dropout_masks_of_its_own(text: Path, tmp_path: Path, dropout: float) -> None:
+    """With the same ones, ranks would drop the same activations of different sequences."""
+    training, _ = start(tiny(text, dropout=dropout), tmp_path)
+    losses = []
+    for rank in (0, 1, 0):
+        model = copy.deepcopy(training.model)
+        engine = EagerEngine(training.config, model, training.batches, training.hardware, Alike(rank))
+        losses.append(engine.update(0)[0].item())
+    assert losses[0] == losses[2]
+    assert (losses[0] == losses[1]) == (dropout == 0.0)
 
 
 LONG = {"max_steps": 1_000_000, "eval_interval": 500, "checkpoint_interval": 0, "log_interval": 10}

@@ -41,7 +41,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Training, Iterable[int]]
     def spoiling(training: Training, batches: Iterable[int]) -> None:
         size = training.config.batch_size
         bad = [training.batches._starts("train", Stream.TRAIN, place, size) for place in batches]
-        forward = GPT.forward
+        kind = type(training.model)
+        forward = kind.forward
         cut = training.batches._cut
 
         def marking(split: Any, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +57,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Training, Iterable[int]]
             return logits, loss
 
         monkeypatch.setattr(training.batches, "_cut", marking)
-        monkeypatch.setattr(GPT, "forward", spoiled)
+        monkeypatch.setattr(kind, "forward", spoiled)
 
     return spoiling
 
@@ -111,13 +112,16 @@ def test_a_rewind_leaves_out_the_batches_up_to_the_bad_one(
     assert all(value.isfinite().all() for value in weights(training).values())
 
 
+@pytest.mark.parametrize("settings", [{}, {"recipe": "fast"}, {"micro_batches": 2}])
 def test_a_rewound_run_is_the_run_on_the_sequence_without_those_batches(
-    text: Path, tmp_path: Path, spoil: Spoil
+    text: Path, tmp_path: Path, spoil: Spoil, settings: dict[str, Any]
 ) -> None:
-    training, _ = start(tiny(text, **REWIND), tmp_path / "rewound")
+    config = tiny(text, **REWIND, **settings)
+    training, _ = start(config, tmp_path / "rewound")
     spoil(training, [6])
     training.run()
-    straight, _ = start(tiny(text, **REWIND), tmp_path / "straight")
+    assert training.batches.skipped
+    straight, _ = start(config, tmp_path / "straight")
     straight.batches.skipped = (Skip(step=4, batches=3),)
     straight.run()
     assert_same_bits(weights(training), weights(straight))

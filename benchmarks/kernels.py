@@ -33,7 +33,6 @@ SITE = 3
 
 # What is tried, the likeliest first; see the kernels' modules for the meaning of the numbers.
 ATTENTION_FORWARD = (
-    (64, 64, 4, 2),
     (128, 64, 8, 2),
     (64, 32, 4, 3),
     (128, 64, 4, 2),
@@ -46,7 +45,6 @@ ATTENTION_FORWARD = (
     (64, 64, 4, 1),
 )
 ATTENTION_BACKWARD = (
-    (64, 32, 4, 2),
     (64, 32, 4, 1),
     (128, 32, 8, 2),
     (64, 64, 4, 1),
@@ -70,6 +68,18 @@ NORM_BACKWARD = (
     (2, 2, 2048),
     (8, 4, 512),
 )
+MLP_FORWARD = (
+    (128, 256, 64, 8, 3),
+    (128, 128, 64, 8, 2),
+    (64, 128, 64, 4, 3),
+    (128, 64, 64, 4, 3),
+    (128, 128, 64, 4, 3),
+    (128, 128, 64, 8, 4),
+    (128, 128, 32, 8, 4),
+    (64, 256, 64, 8, 3),
+    (256, 128, 64, 8, 3),
+)
+MLP_BACKWARD = MLP_FORWARD
 
 
 def dropped(x: Tensor, noise: Tensor, site: int, p: float) -> Tensor:
@@ -99,7 +109,8 @@ def plain_norm(h: Tensor, weight: Tensor | None, bias: Tensor | None, centred: b
 
 def difference(found: Tensor, expected: Tensor) -> float:
     """The largest difference in parts of the largest expected value."""
-    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
+    found, expected = found.detach().float(), expected.detach().float()
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 class Attention:
@@ -240,6 +251,68 @@ class Norm:
         ]
 
 
+class MLP:
+    """The matrix before the activation with it, and the gradient back to there, at one shape."""
+
+    def __init__(self, B: int, T: int, H: int, D: int, p: float) -> None:
+        C = H * D
+        self.name = f"mlp {B * T}x{C}x{4 * C}"
+        self.x, self.dz = (torch.randn(B * T, C, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        weights = torch.randn(2, 4 * C * C, device="cuda", dtype=torch.bfloat16) / C**0.5
+        self.first, self.second = weights[0].view(4 * C, C), weights[1].view(C, 4 * C)
+        self.pre, self.u = self.forward()
+
+    def forward(self, launch: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        pre, u = torch.ops.orch.mlp_forward(self.x, self.first, False, launch)
+        return pre, u
+
+    def backward(self, launch: Sequence[int] | None = None) -> Tensor:
+        dpre: Tensor = torch.ops.orch.mlp_backward(self.dz, self.second, self.pre, False, launch)
+        return dpre
+
+    def checks(self) -> list[Row]:
+        pre = (self.x.float() @ self.first.float().T).requires_grad_()
+        u = F.gelu(pre)
+        (dpre,) = torch.autograd.grad(u, pre, self.dz.float() @ self.second.float())
+        pairs = zip((self.pre, self.u, self.backward()), (pre, u, dpre), strict=True)
+        names = ("before the activation", "after it", "gradient")
+        return [
+            _error(f"{self.name} {name}", difference(x, y)) for name, (x, y) in zip(names, pairs, strict=True)
+        ]
+
+    def times(self, rep: int) -> list[Row]:
+        @torch.compile(fullgraph=True, dynamic=False)
+        def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+            pre = F.linear(x, self.first)
+            return pre, F.gelu(pre)
+
+        @torch.compile(fullgraph=True, dynamic=False)
+        def backward(dz: Tensor, pre: Tensor) -> Tensor:
+            dpre: Tensor = torch.ops.aten.gelu_backward(dz @ self.second, pre)
+            return dpre
+
+        return [
+            _faster(
+                f"{self.name} forward",
+                timed(self.forward, rep),
+                "Inductor",
+                timed(lambda: forward(self.x), rep),
+            ),
+            _faster(
+                f"{self.name} backward",
+                timed(self.backward, rep),
+                "Inductor",
+                timed(lambda: backward(self.dz, self.pre), rep),
+            ),
+        ]
+
+    def sweeps(self) -> list[tuple[str, Callable[[Sequence[int] | None], Any], Sequence[Sequence[int]]]]:
+        return [
+            (f"{self.name} forward", self.forward, MLP_FORWARD),
+            (f"{self.name} backward", self.backward, MLP_BACKWARD),
+        ]
+
+
 def timed(call: Callable[[], Any], rep: int) -> list[float]:
     """Microseconds of a call, ten values: each the mean of as many calls in a CUDA graph as take `rep` ms."""
     from triton.testing import do_bench_cudagraph
@@ -304,7 +377,7 @@ def main() -> None:
 
     until = time.monotonic() + args.seconds
     rep = 5 if args.quick else 20
-    cases = [kind(*shape) for shape in SHAPES for kind in (Attention, Norm)]
+    cases = [kind(*shape) for shape in SHAPES for kind in (Attention, Norm, MLP)]
     rows = [r for case in cases for r in case.checks()]
     wrong = any(r.met is False for r in rows)
     details: dict[str, Any] = {}

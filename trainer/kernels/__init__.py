@@ -5,6 +5,7 @@ with a gradient. Dropout is `trainer.dropout`'s, bit for bit.
 """
 
 from trainer.kernels.attention import Attention, attention
+from trainer.kernels.mlp import MLP, mlp
 from trainer.kernels.norm import Norm, ResidualNorm, norm, residual_norm
 
-__all__ = ["Attention", "Norm", "ResidualNorm", "attention", "norm", "residual_norm"]
+__all__ = ["MLP", "Attention", "Norm", "ResidualNorm", "attention", "mlp", "norm", "residual_norm"]

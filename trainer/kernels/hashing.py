@@ -31,8 +31,8 @@ def sequence_number(noise, local):
 def kept(element, key, THRESHOLD: tl.constexpr):
     """Whether the elements with these uint32 numbers stay.
 
-    ``mix(element ^ key) & 0xFFFF >= THRESHOLD`` with fewer instructions, which are most of what dropout costs:
-    the key is folded in after the first shift, and the last step leaves the 16 bits at the top.
+    ``mix(element ^ key) & 0xFFFF >= THRESHOLD`` with fewer instructions, which are what dropout costs: the
+    key is folded in after the first shift, and the last step leaves the 16 bits at the top.
     """
     x = element ^ (element >> 16) ^ (key ^ (key >> 16))
     x *= 0x7FEB352D

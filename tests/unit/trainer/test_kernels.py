@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.kernels import difference, dropped, plain_attention, plain_norm
 
@@ -97,7 +98,7 @@ def test_attention_refuses_what_it_does_not_know() -> None:
         kernels.attention(normal(16, 1, 3 * 16).transpose(0, 1).expand(2, 16, 48), 1, noise(), 1, 0.0)
 
 
-@pytest.mark.parametrize("p", [0.0, P])
+@pytest.mark.parametrize("p", [0.0, 0.6])
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize(
     ("C", "weighted", "biased"), [(384, True, False), (64, True, True), (72, False, False)]
@@ -165,9 +166,46 @@ def test_gradients_under_torch_func() -> None:
             z = plain_attention(qkv, 2, step, 1, P)
             h2 = z + dropped(z, step, 2, P)
             a = plain_norm(h2, weight, None, True)
-        return (h2 * a.sin()).sum()
+        total: Tensor = (h2 * a.sin()).sum()
+        return total
 
     qkv = normal(2, 16, 96)
     gradients = [torch.func.grad(loss, argnums=(0, 1))(qkv, weight, ours) for ours in (True, False)]
     for found, expected in zip(*gradients, strict=True):
         assert_near(found, expected, 20 * tolerance(torch.float32))
+
+
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize(("B", "T", "C"), [(2, 16, 32), (3, 13, 48)])
+def test_mlp_and_its_gradient(B: int, T: int, C: int, squared: bool) -> None:
+    inputs = [2 * normal(B, T, C), normal(4 * C, C, seed=1) / C**0.5, normal(C, 4 * C, seed=2) / C**0.5]
+    dz = normal(B, T, C, seed=3)
+
+    def gradients(ours: bool) -> list[Tensor]:
+        x, first, second = (tensor.detach().requires_grad_() for tensor in inputs)
+        if ours:
+            z = kernels.mlp(x, first, second, squared)
+        else:
+            u = F.linear(x, first)
+            z = F.linear(F.relu(u).square() if squared else F.gelu(u), second)
+        return [z, *torch.autograd.grad(z, (x, first, second), dz)]
+
+    for found, expected in zip(gradients(True), gradients(False), strict=True):
+        assert_near(found, expected, tolerance(torch.float32))
+
+
+def test_gelu_is_exact() -> None:
+    """Also far from zero, where the product with a probability near zero is left."""
+    x = torch.linspace(-8, 8, 1024, device=DEVICE).reshape(64, 16)
+    eye = torch.eye(16, device=DEVICE)
+    pre, u = torch.ops.orch.mlp_forward(x, eye, False)
+    assert (u - F.gelu(pre.double())).abs().max() < 1e-6
+    leaf = pre.double().requires_grad_()
+    (slope,) = torch.autograd.grad(F.gelu(leaf).sum(), leaf)
+    found = torch.ops.orch.mlp_backward(torch.ones(64, 16, device=DEVICE), eye, pre, False)
+    assert (found - slope).abs().max() < 1e-6
+
+
+def test_mlp_refuses_odd_widths() -> None:
+    with pytest.raises(ValueError, match="multiple of 16"):
+        kernels.mlp(normal(1, 4, 24), normal(96, 24), normal(24, 96))

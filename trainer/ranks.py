@@ -19,8 +19,8 @@ from torch import Tensor
 
 from trainer.errors import TrainerError, UserError
 
-PATIENCE_S = 180.0
-"""How long a rank waits for the others before it ends with an error."""
+PATIENCE_S = 300.0
+"""How long a rank waits for the others before it ends with an error: longer than to compile a step."""
 _ASK_WITHIN_S = 0.5
 """Ranks ask each other whether to stop about this often; see :class:`Accord`."""
 

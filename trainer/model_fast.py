@@ -38,7 +38,7 @@ class Ingredients:
     relu2: bool = True
     """Squared ReLU (So et al., 2021), not GELU."""
     zero_init: bool = True
-    """Matrices that add to the residual stream, and the head, begin at zero; others wider than GPT-2's."""
+    """Matrices that add to the residual stream begin at zero."""
     untied: bool = True
     """The output matrix is not the token embedding."""
     ngrams: int = 4
@@ -105,7 +105,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block, with :class:`trainer.model.Block`'s way of leaving an addition to the next norm."""
+    """One transformer block; like :class:`trainer.model.Block`, it leaves an addition to the next norm."""
 
     def __init__(self, config: TrainerConfig, ingredients: Ingredients) -> None:
         super().__init__()
@@ -156,18 +156,15 @@ class FastGPT(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
-        """Zero for n-grams, N(0, 0.02) for tokens, 0 or N(0, 0.5 / sqrt(inputs)) for matrices; or GPT-2's."""
-        zero_init = self.ingredients.zero_init
+        """GPT-2's, but n-grams begin at zero, and so may the matrices that add to the residual stream."""
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
                 continue
             residual = name.endswith("c_proj.weight")
-            if name.startswith("ngrams") or (zero_init and (residual or name.startswith("lm_head"))):
+            if name.startswith("ngrams") or (residual and self.ingredients.zero_init):
                 parameter.zero_()
                 continue
             std = _INIT_STD / math.sqrt(2 * self.n_layer) if residual else _INIT_STD
-            if zero_init and name.startswith("h."):
-                std = 0.5 / math.sqrt(parameter.shape[1])
             parameter.normal_(0.0, std, generator=generator)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

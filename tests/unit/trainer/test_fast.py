@@ -131,12 +131,13 @@ def test_sampling_sees_the_logits_of_the_last_position() -> None:
     torch.testing.assert_close(logits, model(x, x)[0][:, -1:])
 
 
-def test_it_begins_with_equal_chances_for_every_character() -> None:
+def test_blocks_and_ngrams_begin_with_adding_nothing() -> None:
     x = tokens()
-    logits, loss = FastGPT(fast(), V).eval()(x, x)
-    assert torch.count_nonzero(logits) == 0
-    assert loss is not None
-    assert loss.item() == pytest.approx(torch.tensor(float(V)).log().item())
+    model = FastGPT(fast(), V).eval()
+    assert model.lm_head is not None
+    logits = F.linear(F.rms_norm(model.wte(x), (16,), eps=1e-5), model.lm_head.weight)
+    torch.testing.assert_close(model(x, x)[0], 15.0 * torch.tanh(logits / 15.0))
+    assert logits.abs().max() > 0.01
 
 
 def test_every_parameter_is_trained() -> None:

@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "device": arguments.device,
             "max_steps": 1_000_000,
             "eval_interval": 1_000_000,
+            "compile": True,  # first, so that all stretches are of the same steps
             **dict(item.split("=", 1) for item in arguments.set),
         }
     )

@@ -126,6 +126,19 @@ def test_residual_norm_and_its_gradient(
         assert_near(found, expected, 1e-5)
 
 
+def test_programs_of_several_turns_give_the_same_gradients() -> None:
+    h2, da, weight, step = normal(2, 13, 48), normal(2, 13, 48, seed=1), normal(48, seed=2), noise()
+    _, _, mean, rstd = torch.ops.orch.norm_forward(h2, None, weight, None, step, 0, 0.0, True, h2.dtype)
+    few, many = (
+        torch.ops.orch.norm_backward(
+            da, h2, h2, weight, mean, rstd, step, 4, P, True, True, True, [2, 4, programs]
+        )
+        for programs in (3, 64)
+    )
+    for found, expected in zip(few, many, strict=True):
+        assert_near(found, expected, 1e-5)
+
+
 @pytest.mark.parametrize("centred", [True, False])
 def test_norm_without_a_residual(centred: bool) -> None:
     h, weight, da = normal(2, 8, 48), 1 + normal(48, seed=1) / 5, normal(2, 8, 48, seed=2)

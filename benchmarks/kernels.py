@@ -121,15 +121,15 @@ class Attention:
         self.noise = torch.tensor([1234567, 0, 1], dtype=torch.int32, device="cuda")
         self.qkv = torch.randn(B, T, 3 * H * D, device="cuda", dtype=torch.bfloat16)
         self.dout = torch.randn(B, T, H * D, device="cuda", dtype=torch.bfloat16)
-        self.out, self.lse = self.forward()
+        self.out, self.lse, self.keys = self.forward()
 
-    def forward(self, launch: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        out, lse = torch.ops.orch.attention_forward(self.qkv, self.H, self.noise, SITE, self.p, launch)
-        return out, lse
+    def forward(self, launch: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        out, lse, keys = torch.ops.orch.attention_forward(self.qkv, self.H, self.noise, SITE, self.p, launch)
+        return out, lse, keys
 
     def backward(self, launch: Sequence[int] | None = None) -> Tensor:
         gradient: Tensor = torch.ops.orch.attention_backward(
-            self.dout, self.qkv, self.out, self.lse, self.H, self.noise, SITE, self.p, launch
+            self.dout, self.qkv, self.out, self.lse, self.keys, self.H, self.p, launch
         )
         return gradient
 

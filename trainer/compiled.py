@@ -129,7 +129,8 @@ class CompiledEngine:
             step_rates(self._config, step),
         )
         if isinstance(self._step, _Recorded):
-            self._step()
+            with torch.no_grad():
+                self._step()
         else:
             self._step.run(self._gradient_of)
             self._finish()

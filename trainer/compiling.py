@@ -3,13 +3,15 @@
 An entry is the folder ``compiled/KEY`` in the cache folder (see :func:`trainer.corpus.cache_root`):
 
 =================  =============================================================================
-``gradient.pt2``   the gradient of one part of a batch
-``update.pt2``     the change of all weights
+``gradient.pt2``   for a CPU: the gradient of one part of a batch, see :mod:`trainer.library`
+``update.pt2``     for a CPU: the change of all weights
+``inductor/``      for a GPU: the compiler's own cache, from which it gives the programs in seconds
 ``entry.json``     what it was made for, and the SHA-256 of the two files, which is checked first
 =================  =============================================================================
 
 KEY is a hash of everything that the programs depend on, so entries can be copied between like machines. An
-entry appears as a whole, by a rename. One that is damaged is removed and made again.
+entry counts once its ``entry.json`` is there, which is written last. One that is damaged is removed and made
+again.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from trainer.config import TrainerConfig
 from trainer.corpus import cache_root
@@ -39,10 +43,19 @@ from trainer.flat import Buffers
 from trainer.library import Library, LibraryError, build
 from trainer.model_fast import build_model
 from trainer.muon import MuonAdamW, build_optimizer
-from trainer.programs import NEVER, RATES, TAIL, Part, gradient_program, traced, update_program
+from trainer.programs import (
+    NEVER,
+    RATES,
+    TAIL,
+    Part,
+    Program,
+    gradient_program,
+    graph_of,
+    update_program,
+)
 
 GRADIENT, UPDATE, ENTRY = "gradient.pt2", "update.pt2", "entry.json"
-_FORMAT = 1
+_FORMAT = 2
 _SETTINGS = (
     "recipe",
     "n_layer",
@@ -114,12 +127,12 @@ def versions() -> str:
     return f"torch {torch.__version__}, {digest.hexdigest()[:16]}"
 
 
+@dataclass(frozen=True)
 class Programs:
-    """A loaded entry."""
+    """The two programs of an order; both take tensors and change them."""
 
-    def __init__(self, gradient: Library, update: Library) -> None:
-        self.gradient = gradient
-        self.update = update
+    gradient: Callable[..., object]
+    update: Callable[..., object]
 
 
 def load(order: Order, callers: int) -> Programs | None:
@@ -132,12 +145,13 @@ def load(order: Order, callers: int) -> Programs | None:
     if not (folder / ENTRY).is_file():
         return None
     try:
+        if order.device == "cuda":
+            return _in_process(order, folder)
         sums = json.loads((folder / ENTRY).read_bytes())["sha256"]
         for name in (GRADIENT, UPDATE):
             if _sha256(folder / name) != sums[name]:
-                raise LibraryError(f"{folder / name} is damaged")
-        device = torch.device(order.device)
-        return Programs(Library(folder / GRADIENT, device, callers), Library(folder / UPDATE, device))
+                raise LibraryError(f"{name} is damaged")
+        return Programs(Library(folder / GRADIENT, callers), Library(folder / UPDATE))
     except (OSError, ValueError, KeyError, LibraryError) as e:
         shutil.rmtree(folder, ignore_errors=True)
         raise LibraryError(f"the compiled step in {folder} could not be used and was removed: {e}") from e
@@ -204,57 +218,112 @@ def main() -> int:
     order = Order.model_validate_json(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.nice(10)
+    folder = _entries() / order.key
     with _alone(order.key):
-        folder = _entries() / order.key
         if (folder / ENTRY).is_file():
             return 0
-        shutil.rmtree(folder, ignore_errors=True)
-        aside = _entries() / f".{order.key}.building"
-        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
-        aside.mkdir()
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(aside / "inductor")
-        _compile(order, aside)
-        shutil.rmtree(aside / "inductor")
-        sums = {name: _sha256(aside / name) for name in (GRADIENT, UPDATE)}
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        folder.mkdir()
+        if order.device == "cuda":
+            _try_out(order, _in_process(order, folder))
+        else:
+            _into_libraries(order, folder)
+        sums = {path.name: _sha256(path) for path in folder.glob("*.pt2")}
         entry = {"order": order.model_dump(mode="json"), "sha256": sums}
-        (aside / ENTRY).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
-        aside.rename(folder)
+        aside = folder / f".{ENTRY}"
+        aside.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+        aside.rename(folder / ENTRY)
     return 0
 
 
-def _compile(order: Order, folder: Path) -> None:
-    device, dtype = torch.device(order.device), getattr(torch, order.dtype)
-    config = TrainerConfig.model_validate(order.settings)
-    model = build_model(config, order.vocab_size).to(device)
-    optimizer = build_optimizer(model.named_parameters(), config)
-    buffers = Buffers(model, optimizer)
-    layout = buffers.layout
-    numbers = layout.size + TAIL
-    kernels = importlib.import_module("trainer.kernels") if order.kernels else None  # needs triton
-    gradient = gradient_program(model, layout, config, order.part, dtype, kernels)
-    arguments = (
-        buffers.weights,
-        torch.empty(order.length, dtype=getattr(torch, order.tokens), device=device),
-        torch.zeros(order.part.sequences, dtype=torch.int64, device=device),
-        torch.zeros(3, dtype=torch.int32, device=device),
-        torch.zeros(1, device=device),
-        torch.zeros(numbers, device=device),
-    )
-    build(traced(gradient, arguments), folder / GRADIENT, {"cpp.threads": 1})
-    plan = optimizer.plan if isinstance(optimizer, MuonAdamW) else None
-    update = update_program(layout, config, plan)
-    changed = (
-        buffers.weights,
-        torch.zeros(order.rows, numbers, device=device),
-        buffers.first,
-        buffers.second,
-        torch.zeros(RATES, device=device),
-        torch.zeros(1, dtype=torch.int64, device=device),
-        torch.full((), NEVER, device=device),
-        torch.zeros(2, device=device),
-    )
-    torch.set_num_threads(order.threads)
-    build(traced(update, changed), folder / UPDATE, {"cpp.threads": order.threads})
+@dataclass(frozen=True)
+class _Sources:
+    """The programs before they are compiled, each with tensors like those that it will be given."""
+
+    gradient: Program
+    gradient_arguments: tuple[Tensor, ...]
+    update: Program
+    update_arguments: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, order: Order) -> _Sources:
+        device, dtype = torch.device(order.device), getattr(torch, order.dtype)
+        config = TrainerConfig.model_validate(order.settings)
+        model = build_model(config, order.vocab_size).to(device)
+        optimizer = build_optimizer(model.named_parameters(), config)
+        buffers = Buffers(model, optimizer)
+        layout = buffers.layout
+        kernels = importlib.import_module("trainer.kernels") if order.kernels else None  # needs triton
+        plan = optimizer.plan if isinstance(optimizer, MuonAdamW) else None
+        numbers = layout.size + TAIL
+        tokens = torch.empty(order.length, dtype=getattr(torch, order.tokens), device=device)
+        tokens[: config.block_size + 1] = 0
+        return cls(
+            gradient_program(model, layout, config, order.part, dtype, kernels),
+            (
+                buffers.weights,
+                tokens,
+                torch.zeros(order.part.sequences, dtype=torch.int64, device=device),
+                torch.zeros(3, dtype=torch.int32, device=device),
+                torch.zeros(1, device=device),
+                torch.zeros(numbers, device=device),
+            ),
+            update_program(layout, config, plan),
+            (
+                buffers.weights,
+                torch.zeros(order.rows, numbers, device=device),
+                buffers.first,
+                buffers.second,
+                torch.full((RATES,), 0.5, device=device),
+                torch.zeros(1, dtype=torch.int64, device=device),
+                torch.full((), NEVER, device=device),
+                torch.zeros(2, device=device),
+            ),
+        )
+
+
+def _into_libraries(order: Order, folder: Path) -> None:
+    """Compile for a CPU."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+    sources = _Sources.of(order)
+    for name, program, arguments, threads in (
+        (GRADIENT, sources.gradient, sources.gradient_arguments, 1),
+        (UPDATE, sources.update, sources.update_arguments, order.threads),
+    ):
+        torch.set_num_threads(threads)
+        build(graph_of(program, arguments, "fake"), arguments, folder / name, threads)
+    shutil.rmtree(folder / "inductor")
+
+
+def _in_process(order: Order, folder: Path) -> Programs:
+    """Compile for a GPU in this process, which takes seconds where `folder` has the compiler's cache."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+    from torch._inductor import standalone_compile
+
+    sources = _Sources.of(order)
+
+    def compiled(program: Program, arguments: tuple[Tensor, ...]) -> Callable[..., object]:
+        graph = graph_of(program, arguments, "real")
+        with torch.no_grad():
+            made = standalone_compile(graph, list(arguments), dynamic_shapes="from_example_inputs")
+        return lambda *tensors: made(*tensors)
+
+    try:
+        return Programs(
+            compiled(sources.gradient, sources.gradient_arguments),
+            compiled(sources.update, sources.update_arguments),
+        )
+    except RuntimeError as e:
+        raise LibraryError(str(e).strip().partition("\n")[0]) from e
+
+
+def _try_out(order: Order, programs: Programs) -> None:
+    """Call them: the compiler picks its kernels' variants then, and keeps its choice."""
+    sources = _Sources.of(order)
+    with torch.no_grad():
+        programs.gradient(*sources.gradient_arguments)
+        programs.update(*sources.update_arguments)
+    torch.cuda.synchronize()
 
 
 def _end_with_parent() -> None:

@@ -46,16 +46,21 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
 
 
 def keep_mask(shape: Sequence[int], noise: Tensor, site: int, p: float) -> Tensor:
-    """Which elements of a tensor (sequences, ...) are kept, as booleans.
+    """Which elements of a tensor (sequences, ..., columns) are kept, as booleans.
 
     `noise` is int32 (3,): the step's seed, the number in the whole batch of the first sequence here, and the
-    distance to the next. An element's number is that in the tensor of the whole batch, modulo 2^32.
+    distance to the next. A row's number is that in the tensor of the whole batch, modulo 2^32; it is hashed
+    with the seed and the place, and the column is stirred in with the second half of `mix`.
     """
     seed, first, distance = noise.unbind()
     number = torch.zeros((), dtype=torch.int32, device=noise.device)
-    for axis, length in enumerate(shape):
+    for axis, length in enumerate(shape[:-1]):
         place = torch.arange(length, dtype=torch.int32, device=noise.device)
         if axis == 0:
             place = first + place * distance
         number = number[..., None] * length + place
-    return (mix(number ^ mix(seed + site_offset(site))) & 0xFFFF) >= threshold(p)
+    row = mix(number ^ mix(seed + site_offset(site)))
+    column = torch.arange(shape[-1], dtype=torch.int32, device=noise.device) * signed(_SITE_FACTOR)
+    x = row[..., None] + column
+    x = (x ^ _shifted(x, 15)) * signed(0x846CA68B)
+    return _shifted(x, 16) >= threshold(p)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.compiled import CompiledEngine, order_for, workers
-from trainer.compiling import Compiler, load
+from trainer.compiling import Compiler, Programs, load
 from trainer.config import TrainerConfig
 from trainer.data import Batches
 from trainer.device import Hardware
@@ -259,6 +259,25 @@ class SwitchingEngine:
 
     def _take_from_cache(self) -> None:
         """Use the node's compiled step, if all ranks have it."""
+        programs = self._loaded()
+        if programs is not None:
+            self._fast = CompiledEngine(
+                self._config,
+                self._order,
+                programs,
+                self._buffers,
+                self.optimizer,
+                self._batches,
+                self._hardware,
+                self._ranks,
+                self.first_bad,
+            )
+
+    def _loaded(self) -> Programs | None:
+        on_gpu = self._hardware.device.type == "cuda"
+        strict = torch.get_deterministic_debug_mode()
+        if on_gpu:  # uncompiled kernels that can be repeated bit by bit are chosen at a price
+            torch.set_deterministic_debug_mode("default")
         try:
             programs = load(self._order, workers(self._config, self._hardware, self._ranks.world))
         except LibraryError as e:
@@ -266,21 +285,9 @@ class SwitchingEngine:
             programs = None
         if not self._ranks.same(float(programs is not None)):
             programs = None
-        if programs is None:
-            return
-        if self._hardware.device.type == "cuda":
-            torch.set_deterministic_debug_mode("default")  # for the kernels of the compiled step
-        self._fast = CompiledEngine(
-            self._config,
-            self._order,
-            programs,
-            self._buffers,
-            self.optimizer,
-            self._batches,
-            self._hardware,
-            self._ranks,
-            self.first_bad,
-        )
+        if on_gpu and programs is None:
+            torch.set_deterministic_debug_mode(strict)
+        return programs
 
     def _compile_first(self) -> None:
         self._say("compiling the step; it takes about a minute, and later runs on this machine start at once")

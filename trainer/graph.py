@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from trainer.snapshot import capturing
+
 _WARM_UP_CALLS = 3
 """Libraries set themselves up and pick kernels in the first calls, which must not be recorded."""
 
@@ -55,6 +57,6 @@ class GraphedUpdate:
         self._x, self._y = x.clone(), y.clone()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.empty_cache()  # the graph keeps memory of its own
-        with torch.cuda.graph(graph, stream=self._stream):
+        with capturing, torch.cuda.graph(graph, stream=self._stream):
             self._results = self._compute(self._x, self._y)
         return graph

@@ -12,51 +12,53 @@ import shutil
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
 _CREATE = "AOTInductorModelContainerCreateWithDevice"
-_DELETE = "AOTInductorModelContainerDelete"
 _RUN = "AOTInductorModelContainerRun"
-_RUN_ALONE = "AOTInductorModelContainerRunSingleThreaded"
+
+
+_OPTIONS = {"aot_inductor.compile_wrapper_opt_level": "O0", "aot_inductor.precompile_headers": False}
+"""The part of a library that calls its kernels takes longer to compile than they do, and little to run."""
 
 
 class LibraryError(Exception):
     """A library cannot be loaded, or failed."""
 
 
-def build(program: ExportedProgram, file: Path, options: dict[str, Any]) -> None:
-    """Compile a program of tensors on one device into `file`; takes tens of seconds.
+def build(graph: torch.fx.GraphModule, arguments: tuple[Tensor, ...], file: Path, threads: int) -> None:
+    """Compile a graph for tensors like the arguments into `file`, for so many threads; takes half a minute.
 
-    `options` are torch._inductor.config's.
+    What the graph returns is dropped.
     """
     import torch._inductor
 
+    class Silent(torch.nn.Module):
+        def forward(self, *inputs: Tensor) -> tuple[()]:
+            graph(*inputs)
+            return ()
+
+    with torch.no_grad():
+        program = torch.export.export(Silent(), arguments)
+    options = {**_OPTIONS, "cpp.threads": threads}
     torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
 
 
 class Library:
-    """A loaded program, which changes tensors that it is given and returns nothing.
+    """A loaded program on the CPU, which changes tensors that it is given and returns nothing.
 
-    Up to `callers` threads may call it at once; on a GPU one, whose calls can be recorded in a CUDA graph.
+    Up to `callers` threads may call it at once.
     """
 
-    def __init__(self, file: Path, device: torch.device, callers: int = 1) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._folder = Path(tempfile.mkdtemp(prefix="trainer-library-"))
-        try:
-            library = _unpack(file, self._folder)
-            self._run = self._load(library, device, callers)
-        except (OSError, AttributeError, zipfile.BadZipFile) as e:
-            raise LibraryError(f"{file} cannot be loaded: {e}") from e
-        finally:
-            if not self._on_gpu:  # a GPU's kernels are read when they are first called
-                shutil.rmtree(self._folder, ignore_errors=True)
+    def __init__(self, file: Path, callers: int = 1) -> None:
+        with tempfile.TemporaryDirectory(prefix="trainer-library-") as folder:
+            try:
+                self._run = self._load(_unpack(file, Path(folder)), callers)
+            except (OSError, AttributeError, zipfile.BadZipFile) as e:
+                raise LibraryError(f"{file} cannot be loaded: {e}") from e
 
     def __call__(self, *tensors: Tensor) -> None:
         """Run it.
@@ -66,16 +68,11 @@ class Library:
         """
         capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))
         handles = (ctypes.c_void_p * len(capsules))(*map(_address, capsules))
-        stream = torch.cuda.current_stream().cuda_stream if self._on_gpu else None
         # The handles are given away; there are no results.
-        if self._run(self._container, handles, len(capsules), None, 0, stream, None):
+        if self._run(self._container, handles, len(capsules), None, 0, None, None):
             raise LibraryError("a compiled program failed")
 
-    def close(self) -> None:
-        """Drop what it needed on disk."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _load(self, library: Path, device: torch.device, callers: int) -> Any:
+    def _load(self, library: Path, callers: int) -> Any:
         loaded = ctypes.CDLL(str(library))
         create = getattr(loaded, _CREATE)
         create.argtypes = (
@@ -84,7 +81,7 @@ class Library:
             ctypes.c_char_p,
             ctypes.c_char_p,
         )
-        run = getattr(loaded, _RUN_ALONE if self._on_gpu else _RUN)
+        run = getattr(loaded, _RUN)
         pointers = ctypes.POINTER(ctypes.c_void_p)
         run.argtypes = (
             ctypes.c_void_p,
@@ -97,7 +94,7 @@ class Library:
         )
         self._container = ctypes.c_void_p()
         folder = str(library.parent).encode()
-        if create(ctypes.byref(self._container), callers, device.type.encode(), folder):
+        if create(ctypes.byref(self._container), callers, b"cpu", folder):
             raise LibraryError(f"{library.name} does not fit this machine")
         return run
 

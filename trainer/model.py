@@ -81,6 +81,8 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.c_fc.bias is None:
+            return ops.mlp(x, self.c_fc.weight, self.c_proj.weight, squared=False)
         y: Tensor = self.c_proj(F.gelu(self.c_fc(x)))
         return y
 
@@ -88,7 +90,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One transformer block, normalised before each part.
 
-    What its last part adds to the residual stream x is left to the next norm: (x, z) stands for x + dropout(z).
+    What its last part adds to the residual stream x is left to the next norm: (x, z) is x + dropout(z).
     """
 
     def __init__(self, config: TrainerConfig) -> None:

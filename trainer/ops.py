@@ -7,7 +7,7 @@ dropout         masks are a hash of (seed, step, place), see :mod:`trainer.dropo
                 and however a batch is split
 attention       on a GPU a kernel of our own where it is installed, see :mod:`trainer.kernels`; on a CPU in
                 bf16 plain matrix products, because the backward of PyTorch's bf16 kernel is slow there
-add_norm        on a GPU one kernel of our own for residual, dropout and norm
+add_norm, mlp   on a GPU kernels of our own: residual, dropout and norm in one, activation within a product
 embedding       the gradient of a small table is a matrix product with one-hot rows: atomic additions to few
                 rows are slow, and their order differs from run to run
 logits          on a GPU with the vocabulary filled up to a multiple of 8, which its matrix units want
@@ -37,11 +37,12 @@ class Inside:
     """What the operations need to know inside a compiled step.
 
     `noise` is an int32 tensor (3,): the step's seed for dropout, and which sequences of the whole batch these
-    are: the first one's number, and the distance between two.
+    are: the first one's number, and the distance between two. `dtype` is that of matrix products.
     """
 
-    def __init__(self, noise: Tensor, kernels: Any = None) -> None:
+    def __init__(self, noise: Tensor, dtype: torch.dtype = torch.float32, kernels: Any = None) -> None:
         self.noise = noise
+        self.dtype = dtype
         self.kernels = kernels
         self._sites = 0
 
@@ -78,7 +79,7 @@ def _hashed(x: Tensor, p: float, step: Inside) -> Tensor:
 def add_norm(
     x: Tensor, z: Tensor | None, weight: Tensor | None, bias: Tensor | None, p: float, *, centred: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """x + dropout(z), and that normalised over C by layer norm, or where not `centred` by its root mean square.
+    """x + dropout(z), and that normalised over C: by layer norm, or if not `centred` by its root mean square.
 
     x and z are (B, T, C); without z, x itself is normalised. Epsilon is 1e-5.
     """
@@ -99,11 +100,20 @@ def add_norm(
     return x, F.rms_norm(x, x.shape[-1:], weight, _EPSILON)
 
 
+def mlp(x: Tensor, first: Tensor, second: Tensor, *, squared: bool) -> Tensor:
+    """activation(x first^T) second^T for x (…, C), first (F, C), second (C, F): exact GELU or squared ReLU."""
+    if _inside and (kernels := _inside[-1].kernels) is not None and first.dtype == torch.bfloat16:
+        y: Tensor = kernels.mlp(x.to(first.dtype), first, second, squared)
+        return y
+    hidden = F.linear(x, first)
+    return F.linear(F.relu(hidden).square() if squared else F.gelu(hidden), second)
+
+
 def embedding(rows: Tensor, table: Tensor) -> Tensor:
     """The rows (…) of a table (R, C), (…, C)."""
     if not _inside or table.shape[0] > _ONE_HOT_ROWS:
         return F.embedding(rows, table)
-    found: Tensor = _Embedding.apply(rows, table)  # type: ignore[no-untyped-call]
+    found: Tensor = _Embedding.apply(rows, table, _inside[-1].dtype)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -155,20 +165,20 @@ def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
-    def forward(rows: Tensor, table: Tensor) -> Tensor:
+    def forward(rows: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
         return F.embedding(rows, table)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        rows, table = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, torch.dtype], output: Tensor) -> None:
+        rows, table, ctx.dtype = inputs
         ctx.save_for_backward(rows)
         ctx.size = table.shape[0]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
         (rows,) = ctx.saved_tensors
         (gradient,) = gradients
-        flat = gradient.reshape(-1, gradient.shape[-1])
+        flat = gradient.reshape(-1, gradient.shape[-1]).to(ctx.dtype)
         places = torch.arange(ctx.size, device=rows.device)
         one_hot = (rows.reshape(-1, 1) == places).to(flat.dtype)  # (rows, R)
-        return None, one_hot.T @ flat
+        return None, (one_hot.T @ flat).to(gradient.dtype), None

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,7 +49,8 @@ class Part:
 def gradient_program(
     model: LanguageModel, layout: Layout, config: TrainerConfig, part: Part, dtype: torch.dtype, kernels: Any
 ) -> Program:
-    """``(weights (P,), tokens (n,), starts (m,) int64, noise (3,) int32, keep (1,), out (P + TAIL,)) -> ()``.
+    """``(weights (P,), tokens (n,), starts (m,) int64, noise (3,) int32, keep (1,), out (P + TAIL,))``, which
+    returns the loss.
 
     `out` becomes its share of the gradient of the whole batch's mean loss, and of that loss. With `part.adds`
     it is added to `out` where `keep` is 1, and replaces it where `keep` is 0.
@@ -64,19 +65,20 @@ def gradient_program(
             small = layout.split(weights.to(dtype))  # one kernel for all matrices
             named |= {name: small[name] for name in named if _only_multiplied(name, named[name])}
             context = torch.autocast(weights.device.type, dtype, cache_enabled=False)
-        with ops.inside(ops.Inside(noise, kernels)), context:
+        with ops.inside(ops.Inside(noise, dtype, kernels)), context:
             loss: Tensor = functional_call(model, named, (x, y))[1]
         return loss
 
     def gradient(
         weights: Tensor, tokens: Tensor, starts: Tensor, noise: Tensor, keep: Tensor, out: Tensor
-    ) -> tuple[()]:
+    ) -> Tensor:
         window = torch.arange(T + 1, device=starts.device)
         sequences = tokens[starts[:, None] + window].long()
+        loss: Tensor
         found, loss = grad_and_value(loss_of)(weights, sequences[:, :-1], sequences[:, 1:], noise)
         share = torch.cat([found, loss.expand(TAIL)]) * scale
         out.copy_(torch.where(keep > 0, out, 0.0) + share if part.adds else share)
-        return ()
+        return loss
 
     return gradient
 
@@ -88,7 +90,7 @@ def _only_multiplied(name: str, weight: Tensor) -> bool:
 
 def update_program(layout: Layout, config: TrainerConfig, plan: Plan | None) -> Program:
     """``(weights (P,), gradients (rows, P + TAIL), first (P,), second (P - muon_end,), rates (RATES,),
-    step (1,) int64, first_bad () int64, results (2,)) -> ()``.
+    step (1,) int64, first_bad () int64, results (2,)) -> norm``.
 
     Sums the rows, clips, and changes weights and moments in place by AdamW and, where there is a `plan`, by
     Muon. `results` become the loss and the gradient's norm before clipping.
@@ -104,7 +106,7 @@ def update_program(layout: Layout, config: TrainerConfig, plan: Plan | None) -> 
         step: Tensor,
         first_bad: Tensor,
         results: Tensor,
-    ) -> tuple[()]:
+    ) -> Tensor:
         total = gradients[0] if gradients.shape[0] == 1 else gradients.sum(0)
         gradient, loss = total[: layout.size], total[layout.size]
         norm = gradient.square().sum().sqrt()
@@ -120,11 +122,11 @@ def update_program(layout: Layout, config: TrainerConfig, plan: Plan | None) -> 
         if plan is None or not muon_end:
             weights.copy_(rest)
             first.copy_(moment)
-            return ()
+            return norm
         matrices, momenta = _muon(weights, gradient, first, rate, plan)
         weights.copy_(torch.cat([matrices, rest]))
         first.copy_(torch.cat([momenta, moment]))
-        return ()
+        return norm
 
     def _adamw(
         w: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: Tensor, decayed: int
@@ -178,15 +180,14 @@ def step_rates(config: TrainerConfig, step: int) -> tuple[float, ...]:
     return adamw, muon, momentum, adamw / first, math.sqrt(1.0 - config.beta2**count), 0.0
 
 
-def traced(program: Program, arguments: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    """The program as a graph of PyTorch's operations, for tensors like the arguments; nothing is computed."""
+def graph_of(
+    program: Program, arguments: tuple[Tensor, ...], mode: Literal["fake", "real"]
+) -> torch.fx.GraphModule:
+    """The program as a graph of PyTorch's operations, for tensors like the arguments.
+
+    With `mode` "fake" nothing is computed.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    graph = make_fx(program, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
-
-    class Traced(torch.nn.Module):
-        def forward(self, *inputs: Tensor) -> Any:
-            return graph(*inputs)
-
     with torch.no_grad():
-        return torch.export.export(Traced(), arguments)
+        return make_fx(program, tracing_mode=mode, _allow_non_fake_inputs=True)(*arguments)

@@ -1,7 +1,7 @@
 """Triton kernels of the training step, for CUDA devices. Needs the package triton: import it only there.
 
-Each is a PyTorch operator ``orch::...`` that Inductor places in its own program, and on top of it a function
-with a gradient. Dropout is `trainer.dropout`'s, bit for bit.
+Each is a PyTorch operator ``orch::...`` that a compiled step calls as it is, and on top of it a function with
+a gradient. Dropout is `trainer.dropout`'s, bit for bit.
 """
 
 from trainer.kernels.attention import Attention, attention

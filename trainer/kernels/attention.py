@@ -13,10 +13,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import custom_op
 
 from trainer.dropout import site_offset, threshold
-from trainer.kernels.hashing import dropout_key, kept, sequence_number
+from trainer.kernels.hashing import dropout_key, kept, row_key, sequence_number
 
 LOG2_E = 1.4426950408889634
 
@@ -35,7 +35,7 @@ def _load_rows(base, rows, T, stride, D: tl.constexpr, MASKED: tl.constexpr):
 
 @triton.jit
 def _attend_block(
-    q, k_base, v_base, acc, high, total, rows, start, elements, key, T, stride,
+    q, k_base, v_base, acc, high, total, rows, start, keys, T, stride,
     D: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr, BLOCK: tl.constexpr,
     DIAGONAL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -50,8 +50,8 @@ def _attend_block(
     shrink = tl.exp2(high - higher)
     total = total * shrink + tl.sum(weights, 1)
     if THRESHOLD > 0:
-        numbers = elements[:, None] + columns[None, :].to(tl.uint32)
-        weights = tl.where(kept(numbers, key, THRESHOLD), weights, 0.0)
+        keep = kept(keys[:, None], columns[None, :].to(tl.uint32), THRESHOLD)
+        weights = tl.where(keep, weights, 0.0)
     v = _load_rows(v_base, columns, T, stride, D, DIAGONAL and not EVEN)
     acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None])
     return acc, higher, total
@@ -59,7 +59,7 @@ def _attend_block(
 
 @triton.jit
 def _forward_kernel(
-    qkv, out, lse, noise, offset, T, H,
+    qkv, out, lse, row_keys, noise, offset, T, H,
     D: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr, GAIN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -71,25 +71,27 @@ def _forward_kernel(
     k_base, v_base = base + H * D, base + 2 * H * D
     rows = first + tl.arange(0, ROWS)
     numbered = sequence_number(noise, sequence) * H + head if THRESHOLD > 0 else 0
-    elements = (numbered * T + rows.to(tl.uint32)) * T
-    key = dropout_key(noise, offset) if THRESHOLD > 0 else 0
+    keys = row_key(numbered * T + rows.to(tl.uint32), dropout_key(noise, offset)) if THRESHOLD > 0 else 0
     q = _load_rows(base, rows, T, stride, D, not EVEN)
     acc = tl.zeros((ROWS, D), tl.float32)
     high = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(0, first, COLUMNS):
         acc, high, total = _attend_block(
-            q, k_base, v_base, acc, high, total, rows, start, elements, key, T, stride,
+            q, k_base, v_base, acc, high, total, rows, start, keys, T, stride,
             D, SCALE, THRESHOLD, COLUMNS, False, EVEN,
         )  # fmt: skip
     for start in range(first, tl.minimum(first + ROWS, T), COLUMNS):
         acc, high, total = _attend_block(
-            q, k_base, v_base, acc, high, total, rows, start, elements, key, T, stride,
+            q, k_base, v_base, acc, high, total, rows, start, keys, T, stride,
             D, SCALE, THRESHOLD, COLUMNS, True, EVEN,
         )  # fmt: skip
     acc *= (GAIN / total)[:, None]
     places = out + (sequence.to(tl.int64) * T + rows[:, None]) * (H * D) + head * D + tl.arange(0, D)[None, :]
-    logs = lse + tl.program_id(1).to(tl.int64) * T + rows
+    place = tl.program_id(1).to(tl.int64) * T + rows
+    if THRESHOLD > 0:
+        tl.store(row_keys + place, tl.cast(keys, tl.int32, bitcast=True), mask=rows < T)
+    logs = lse + place
     if EVEN:
         tl.store(places, acc.to(out.dtype.element_ty))
         tl.store(logs, high + tl.log2(total))
@@ -110,7 +112,7 @@ def _load_gradient(out_base, dout_base, lse_base, rows, T, stride, D: tl.constex
 
 @triton.jit
 def _key_block(
-    base, out_base, dout_base, lse_base, k, v, dk, dv, columns, start, numbered, key, T, stride, width,
+    base, out_base, dout_base, lse_base, key_base, k, v, dk, dv, columns, start, T, stride, width,
     D: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr, GAIN: tl.constexpr,
     BLOCK: tl.constexpr, DIAGONAL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -124,8 +126,8 @@ def _key_block(
     dweights = tl.dot(v, tl.trans(dout))
     dropped = weights
     if THRESHOLD > 0:
-        numbers = ((numbered * T + rows.to(tl.uint32)) * T)[None, :] + columns[:, None].to(tl.uint32)
-        keep = kept(numbers, key, THRESHOLD)
+        keys = tl.load(key_base + rows, mask=rows < T, other=0).to(tl.uint32, bitcast=True)
+        keep = kept(keys[None, :], columns[:, None].to(tl.uint32), THRESHOLD)
         dropped = tl.where(keep, weights, 0.0)
         dweights = tl.where(keep, dweights, 0.0) * GAIN
     dv = tl.dot(dropped.to(dout.dtype), dout, dv)
@@ -136,7 +138,7 @@ def _key_block(
 
 @triton.jit
 def _query_block(
-    k_base, v_base, q, dout, delta, lse, dq, rows, start, numbered, key, T, stride,
+    k_base, v_base, q, dout, delta, lse, dq, rows, start, keys, T, stride,
     D: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr, GAIN: tl.constexpr,
     BLOCK: tl.constexpr, DIAGONAL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -149,8 +151,8 @@ def _query_block(
         weights = tl.where(rows[:, None] >= columns[None, :], weights, 0.0)
     dweights = tl.dot(dout, tl.trans(v))
     if THRESHOLD > 0:
-        numbers = ((numbered * T + rows.to(tl.uint32)) * T)[:, None] + columns[None, :].to(tl.uint32)
-        dweights = tl.where(kept(numbers, key, THRESHOLD), dweights, 0.0) * GAIN
+        keep = kept(keys[:, None], columns[None, :].to(tl.uint32), THRESHOLD)
+        dweights = tl.where(keep, dweights, 0.0) * GAIN
     dscores = weights * (dweights - delta[:, None])
     return tl.dot(dscores.to(k.dtype), k, dq)
 
@@ -166,7 +168,7 @@ def _store_rows(base, values, rows, T, stride, D: tl.constexpr, EVEN: tl.constex
 
 @triton.jit
 def _backward_kernel(
-    dout, qkv, out, lse, dqkv, noise, offset, T, H,
+    dout, qkv, out, lse, row_keys, dqkv, T, H,
     D: tl.constexpr, SCALE: tl.constexpr, ROOT: tl.constexpr, THRESHOLD: tl.constexpr, GAIN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -184,8 +186,7 @@ def _backward_kernel(
     lse_base = lse + tl.program_id(1).to(tl.int64) * T
     dbase = dqkv + place * stride + head * D
     block = first + tl.arange(0, ROWS)
-    numbered = sequence_number(noise, sequence) * H + head if THRESHOLD > 0 else 0
-    key = dropout_key(noise, offset) if THRESHOLD > 0 else 0
+    key_base = row_keys + tl.program_id(1).to(tl.int64) * T
 
     k = _load_rows(k_base, block, T, stride, D, not EVEN)
     v = _load_rows(v_base, block, T, stride, D, not EVEN)
@@ -193,12 +194,12 @@ def _backward_kernel(
     dv = tl.zeros((ROWS, D), tl.float32)
     for start in range(first, tl.minimum(first + ROWS, T), COLUMNS):
         dk, dv = _key_block(
-            base, out_base, dout_base, lse_base, k, v, dk, dv, block, start, numbered, key, T, stride, width,
+            base, out_base, dout_base, lse_base, key_base, k, v, dk, dv, block, start, T, stride, width,
             D, SCALE, THRESHOLD, GAIN, COLUMNS, True, EVEN,
         )  # fmt: skip
     for start in range(first + ROWS, T, COLUMNS):
         dk, dv = _key_block(
-            base, out_base, dout_base, lse_base, k, v, dk, dv, block, start, numbered, key, T, stride, width,
+            base, out_base, dout_base, lse_base, key_base, k, v, dk, dv, block, start, T, stride, width,
             D, SCALE, THRESHOLD, GAIN, COLUMNS, False, EVEN,
         )  # fmt: skip
     _store_rows(dbase + width, dk * ROOT, block, T, stride, D, EVEN)
@@ -206,15 +207,18 @@ def _backward_kernel(
 
     q = _load_rows(base, block, T, stride, D, not EVEN)
     gradient, delta, logs = _load_gradient(out_base, dout_base, lse_base, block, T, width, D, not EVEN)
+    keys = (
+        tl.load(key_base + block, mask=block < T, other=0).to(tl.uint32, bitcast=True) if THRESHOLD > 0 else 0
+    )
     dq = tl.zeros((ROWS, D), tl.float32)
     for start in range(0, first, COLUMNS):
         dq = _query_block(
-            k_base, v_base, q, gradient, delta, logs, dq, block, start, numbered, key, T, stride,
+            k_base, v_base, q, gradient, delta, logs, dq, block, start, keys, T, stride,
             D, SCALE, THRESHOLD, GAIN, COLUMNS, False, EVEN,
         )  # fmt: skip
     for start in range(first, tl.minimum(first + ROWS, T), COLUMNS):
         dq = _query_block(
-            k_base, v_base, q, gradient, delta, logs, dq, block, start, numbered, key, T, stride,
+            k_base, v_base, q, gradient, delta, logs, dq, block, start, keys, T, stride,
             D, SCALE, THRESHOLD, GAIN, COLUMNS, True, EVEN,
         )  # fmt: skip
     _store_rows(dbase, dq * ROOT, block, T, stride, D, EVEN)
@@ -243,7 +247,7 @@ def _sizes(qkv: Tensor, heads: int) -> tuple[int, int, int]:
     return B, T, D
 
 
-@triton_op("orch::attention_forward", mutates_args={})
+@custom_op("orch::attention_forward", mutates_args=())
 def attention_forward(
     qkv: Tensor,
     heads: int,
@@ -251,22 +255,58 @@ def attention_forward(
     site: int,
     p: float,
     launch: list[int] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(out (B, T, C), lse (B, H, T) fp32 in base 2). `launch` overrides rows, columns, warps, stages."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(out (B, T, C), lse (B, H, T) fp32 in base 2, dropout's keys of the rows (B, H, T) int32).
+
+    `launch` overrides rows, columns, warps, stages.
+    """
     B, T, D = _sizes(qkv, heads)
     rows, columns, warps, stages = _launch(T, D, FORWARD, launch or [])
     out = torch.empty((B, T, heads * D), dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty((B, heads, T), dtype=torch.float32, device=qkv.device)
-    wrap_triton(_forward_kernel)[(triton.cdiv(T, rows), B * heads)](
-        qkv, out, lse, noise, site_offset(site), T, heads,
+    keys = torch.empty((B, heads, T if p else 0), dtype=torch.int32, device=qkv.device)
+    _forward_kernel[(triton.cdiv(T, rows), B * heads)](
+        qkv, out, lse, keys, noise, site_offset(site), T, heads,
         D=D, SCALE=LOG2_E / math.sqrt(D), THRESHOLD=threshold(p), GAIN=1.0 / (1.0 - p),
         ROWS=rows, COLUMNS=columns, EVEN=T % rows == 0, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return out, lse
+    return out, lse, keys
 
 
-@triton_op("orch::attention_backward", mutates_args={})
+@custom_op("orch::attention_backward", mutates_args=())
 def attention_backward(
+    dout: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    keys: Tensor,
+    heads: int,
+    p: float,
+    launch: list[int] | None = None,
+) -> Tensor:
+    """The gradient (B, T, 3C) with respect to qkv. `launch` overrides rows, columns, warps, stages."""
+    B, T, D = _sizes(qkv, heads)
+    rows, columns, warps, stages = _launch(T, D, BACKWARD, launch or [])
+    dqkv = torch.empty_like(qkv)
+    _backward_kernel[(triton.cdiv(T, rows), B * heads)](
+        dout, qkv, out, lse, keys, dqkv, T, heads,
+        D=D, SCALE=LOG2_E / math.sqrt(D), ROOT=1.0 / math.sqrt(D), THRESHOLD=threshold(p),
+        GAIN=1.0 / (1.0 - p), ROWS=rows, COLUMNS=columns, EVEN=T % rows == 0,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return dqkv
+
+
+@attention_forward.register_fake
+def _(
+    qkv: Tensor, heads: int, noise: Tensor, site: int, p: float, launch: list[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    B, T, D = _sizes(qkv, heads)
+    return qkv.new_empty(B, T, heads * D), qkv.new_empty((B, heads, T), dtype=torch.float32)
+
+
+@attention_backward.register_fake
+def _(
     dout: Tensor,
     qkv: Tensor,
     out: Tensor,
@@ -277,41 +317,28 @@ def attention_backward(
     p: float,
     launch: list[int] | None = None,
 ) -> Tensor:
-    """The gradient (B, T, 3C) with respect to qkv. `launch` overrides rows, columns, warps, stages."""
-    B, T, D = _sizes(qkv, heads)
-    rows, columns, warps, stages = _launch(T, D, BACKWARD, launch or [])
-    dqkv = torch.empty_like(qkv)
-    wrap_triton(_backward_kernel)[(triton.cdiv(T, rows), B * heads)](
-        dout, qkv, out, lse, dqkv, noise, site_offset(site), T, heads,
-        D=D, SCALE=LOG2_E / math.sqrt(D), ROOT=1.0 / math.sqrt(D), THRESHOLD=threshold(p),
-        GAIN=1.0 / (1.0 - p), ROWS=rows, COLUMNS=columns, EVEN=T % rows == 0,
-        num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-    return dqkv
+    return torch.empty_like(qkv)
 
 
 class Attention(torch.autograd.Function):
-    """`attention` with its gradient. Returns (out, lse); lse has none."""
+    """`attention` with its gradient. Returns (out, lse, keys); the last two have none."""
 
     @staticmethod
-    def forward(qkv: Tensor, heads: int, noise: Tensor, site: int, p: float) -> tuple[Tensor, Tensor]:
-        out, lse = torch.ops.orch.attention_forward(qkv, heads, noise, site, p)
-        return out, lse
+    def forward(qkv: Tensor, heads: int, noise: Tensor, site: int, p: float) -> tuple[Tensor, Tensor, Tensor]:
+        out, lse, keys = torch.ops.orch.attention_forward(qkv, heads, noise, site, p)
+        return out, lse, keys
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        qkv, ctx.heads, noise, ctx.site, ctx.p = inputs
-        out, lse = output
-        ctx.mark_non_differentiable(lse)
-        ctx.save_for_backward(qkv, out, lse, noise)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        qkv, ctx.heads, _, _, ctx.p = inputs
+        out, lse, keys = output
+        ctx.mark_non_differentiable(lse, keys)
+        ctx.save_for_backward(qkv, out, lse, keys)
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        qkv, out, lse, noise = ctx.saved_tensors
+    def backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         with torch.no_grad():  # an operator has no second gradient
-            dqkv = torch.ops.orch.attention_backward(
-                dout.contiguous(), qkv, out, lse, ctx.heads, noise, ctx.site, ctx.p
-            )
+            dqkv = torch.ops.orch.attention_backward(dout.contiguous(), *ctx.saved_tensors, ctx.heads, ctx.p)
         return dqkv, None, None, None, None
 
 

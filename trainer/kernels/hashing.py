@@ -28,14 +28,15 @@ def sequence_number(noise, local):
 
 
 @triton.jit
-def kept(element, key, THRESHOLD: tl.constexpr):
-    """Whether the elements with these uint32 numbers stay.
+def row_key(number, key):
+    """The key of the row with this uint32 number, of a tensor seen as (rows, columns)."""
+    return mix(number ^ key)
 
-    ``mix(element ^ key) & 0xFFFF >= THRESHOLD`` with fewer instructions, which are what dropout costs: the
-    key is folded in after the first shift, and the last step leaves the 16 bits at the top.
-    """
-    x = element ^ (element >> 16) ^ (key ^ (key >> 16))
-    x *= 0x7FEB352D
+
+@triton.jit
+def kept(row, column, THRESHOLD: tl.constexpr):
+    """Whether the elements with these row keys and uint32 columns stay."""
+    x = row + column * 0x9E3779B9
     x ^= x >> 15
     x *= 0x846CA68B
-    return (x ^ (x << 16)) >= THRESHOLD * 65536
+    return x >= THRESHOLD * 65536

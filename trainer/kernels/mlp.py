@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import custom_op
 from torch.nn import functional as F
 
 LAUNCH = (128, 128, 64, 8, 3)
@@ -105,7 +105,7 @@ def _depth(K: int, largest: int) -> int:
     return depth
 
 
-@triton_op("orch::mlp_forward", mutates_args={})
+@custom_op("orch::mlp_forward", mutates_args=())
 def mlp_forward(
     x: Tensor, weight: Tensor, squared: bool, launch: list[int] | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -117,14 +117,14 @@ def mlp_forward(
     rows, columns, depth, warps, stages = launch or LAUNCH
     pre = torch.empty((M, N), dtype=x.dtype, device=x.device)
     out = torch.empty((M, N), dtype=x.dtype, device=x.device)
-    wrap_triton(_kernel)[(triton.cdiv(M, rows) * triton.cdiv(N, columns),)](
+    _kernel[(triton.cdiv(M, rows) * triton.cdiv(N, columns),)](
         x, weight, pre, out, M, N, K, BACKWARD=False, SQUARED=squared,
         ROWS=rows, COLUMNS=columns, DEPTH=_depth(K, depth), GROUP=GROUP, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return pre, out
 
 
-@triton_op("orch::mlp_backward", mutates_args={})
+@custom_op("orch::mlp_backward", mutates_args=())
 def mlp_backward(
     dz: Tensor, weight: Tensor, pre: Tensor, squared: bool, launch: list[int] | None = None
 ) -> Tensor:
@@ -135,11 +135,22 @@ def mlp_backward(
     (M, K), N = dz.shape, weight.shape[1]
     rows, columns, depth, warps, stages = launch or LAUNCH
     dpre = torch.empty_like(pre)
-    wrap_triton(_kernel)[(triton.cdiv(M, rows) * triton.cdiv(N, columns),)](
+    _kernel[(triton.cdiv(M, rows) * triton.cdiv(N, columns),)](
         dz, weight, pre, dpre, M, N, K, BACKWARD=True, SQUARED=squared,
         ROWS=rows, COLUMNS=columns, DEPTH=_depth(K, depth), GROUP=GROUP, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return dpre
+
+
+@mlp_forward.register_fake
+def _(x: Tensor, weight: Tensor, squared: bool, launch: list[int] | None = None) -> tuple[Tensor, Tensor]:
+    pre = x.new_empty(x.shape[0], weight.shape[0])
+    return pre, torch.empty_like(pre)
+
+
+@mlp_backward.register_fake
+def _(dz: Tensor, weight: Tensor, pre: Tensor, squared: bool, launch: list[int] | None = None) -> Tensor:
+    return torch.empty_like(pre)
 
 
 class MLP(torch.autograd.Function):

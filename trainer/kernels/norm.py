@@ -11,10 +11,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import custom_op
 
 from trainer.dropout import site_offset, threshold
-from trainer.kernels.hashing import dropout_key, kept, sequence_number
+from trainer.kernels.hashing import dropout_key, kept, row_key, sequence_number
 
 EPSILON = 1e-5
 FORWARD = (4, 4)
@@ -24,15 +24,15 @@ BACKWARD = (4, 4, 512)
 
 
 @triton.jit
-def _elements(noise, rows, columns, T, C: tl.constexpr):
-    """Numbers in the whole batch, (rows, columns)."""
-    row = sequence_number(noise, rows // T) * T + (rows % T).to(tl.uint32)
-    return row[:, None] * C + columns[None, :].to(tl.uint32)
+def _row_keys(noise, offset, rows, T):
+    """The dropout keys of rows, by their numbers in the whole batch."""
+    number = sequence_number(noise, rows // T) * T + (rows % T).to(tl.uint32)
+    return row_key(number, dropout_key(noise, offset))
 
 
 @triton.jit
 def _stream(
-    h, z, h2, noise, key, rows, columns, mask, T,
+    h, z, h2, keys, rows, columns, mask,
     C: tl.constexpr, THRESHOLD: tl.constexpr, GAIN: tl.constexpr, HAS_Z: tl.constexpr,
 ):  # fmt: skip
     """h + dropout(z), which is stored; without z it is h."""
@@ -41,7 +41,7 @@ def _stream(
     if HAS_Z:
         y = tl.load(z + places, mask=mask, other=0.0).to(tl.float32)
         if THRESHOLD > 0:
-            y = tl.where(kept(_elements(noise, rows, columns, T, C), key, THRESHOLD), y * GAIN, 0.0)
+            y = tl.where(kept(keys[:, None], columns[None, :].to(tl.uint32), THRESHOLD), y * GAIN, 0.0)
         x += y
         tl.store(h2 + places, x.to(h2.dtype.element_ty), mask=mask)
     return x
@@ -72,9 +72,9 @@ def _forward_kernel(
     left_valid, right_valid = left < C, right < C
     left_mask = (rows < N)[:, None] & left_valid[None, :]
     right_mask = (rows < N)[:, None] & right_valid[None, :]
-    key = dropout_key(noise, offset) if THRESHOLD > 0 else 0
-    x = _stream(h, z, h2, noise, key, rows, left, left_mask, T, C, THRESHOLD, GAIN, HAS_Z)
-    y = _stream(h, z, h2, noise, key, rows, right, right_mask, T, C, THRESHOLD, GAIN, HAS_Z)
+    keys = _row_keys(noise, offset, rows, T) if THRESHOLD > 0 else 0
+    x = _stream(h, z, h2, keys, rows, left, left_mask, C, THRESHOLD, GAIN, HAS_Z)
+    y = _stream(h, z, h2, keys, rows, right, right_mask, C, THRESHOLD, GAIN, HAS_Z)
     if CENTRED:
         average = (tl.sum(x, 1) + tl.sum(y, 1)) / C
         x -= average[:, None]
@@ -108,7 +108,7 @@ def _load_piece(
 
 @triton.jit
 def _store_gradient(
-    dh, dz, dh2, noise, key, inner, rows, columns, mask, T, C: tl.constexpr, THRESHOLD: tl.constexpr,
+    dh, dz, dh2, keys, inner, rows, columns, mask, C: tl.constexpr, THRESHOLD: tl.constexpr,
     GAIN: tl.constexpr, HAS_Z: tl.constexpr, HAS_DH2: tl.constexpr,
 ):  # fmt: skip
     places = rows.to(tl.int64)[:, None] * C + columns[None, :]
@@ -117,7 +117,9 @@ def _store_gradient(
     tl.store(dh + places, inner.to(dh.dtype.element_ty), mask=mask)
     if HAS_Z:
         if THRESHOLD > 0:
-            inner = tl.where(kept(_elements(noise, rows, columns, T, C), key, THRESHOLD), inner * GAIN, 0.0)
+            inner = tl.where(
+                kept(keys[:, None], columns[None, :].to(tl.uint32), THRESHOLD), inner * GAIN, 0.0
+            )
         tl.store(dz + places, inner.to(dz.dtype.element_ty), mask=mask)
 
 
@@ -131,7 +133,6 @@ def _backward_kernel(
     """Each program takes every so-many-th block of rows; dweight and dbias are (programs, C)."""
     left, right = tl.arange(0, HEAD), HEAD + tl.arange(0, TAIL)
     left_valid, right_valid = left < C, right < C
-    key = dropout_key(noise, offset) if THRESHOLD > 0 else 0
     left_weight = tl.zeros((ROWS, HEAD), tl.float32)
     right_weight = tl.zeros((ROWS, TAIL), tl.float32)
     left_bias = tl.zeros((ROWS, HEAD), tl.float32)
@@ -140,6 +141,7 @@ def _backward_kernel(
         rows = block * ROWS + tl.arange(0, ROWS)
         left_mask = (rows < N)[:, None] & left_valid[None, :]
         right_mask = (rows < N)[:, None] & right_valid[None, :]
+        keys = _row_keys(noise, offset, rows, T) if THRESHOLD > 0 else 0
         average = tl.load(mean + rows, mask=rows < N, other=0.0) if CENTRED else 0.0
         scale = tl.load(rstd + rows, mask=rows < N, other=0.0)
         left_da, u, x = _load_piece(
@@ -161,12 +163,8 @@ def _backward_kernel(
             v -= shared
         u = (u - x * along) * scale[:, None]
         v = (v - y * along) * scale[:, None]
-        _store_gradient(
-            dh, dz, dh2, noise, key, u, rows, left, left_mask, T, C, THRESHOLD, GAIN, HAS_Z, HAS_DH2
-        )
-        _store_gradient(
-            dh, dz, dh2, noise, key, v, rows, right, right_mask, T, C, THRESHOLD, GAIN, HAS_Z, HAS_DH2
-        )
+        _store_gradient(dh, dz, dh2, keys, u, rows, left, left_mask, C, THRESHOLD, GAIN, HAS_Z, HAS_DH2)
+        _store_gradient(dh, dz, dh2, keys, v, rows, right, right_mask, C, THRESHOLD, GAIN, HAS_Z, HAS_DH2)
     first = tl.program_id(0) * C
     if HAS_WEIGHT:
         tl.store(dweight + first + left, tl.sum(left_weight, 0), mask=left_valid)
@@ -182,7 +180,7 @@ def _pieces(C: int) -> tuple[int, int]:
     return head, triton.next_power_of_2(C - head)
 
 
-@triton_op("orch::norm_forward", mutates_args={})
+@custom_op("orch::norm_forward", mutates_args=())
 def norm_forward(
     h: Tensor,
     z: Tensor | None,
@@ -206,7 +204,7 @@ def norm_forward(
     a = torch.empty(h.shape, dtype=dtype, device=h.device)
     mean = torch.empty((B, T) if centred else (0,), dtype=torch.float32, device=h.device)
     rstd = torch.empty((B, T), dtype=torch.float32, device=h.device)
-    wrap_triton(_forward_kernel)[(triton.cdiv(B * T, rows),)](
+    _forward_kernel[(triton.cdiv(B * T, rows),)](
         h, h if z is None else z, h if weight is None else weight, h if bias is None else bias,
         h2, a, mean, rstd, noise, site_offset(site), B * T, T,
         C=C, HEAD=head, TAIL=tail, THRESHOLD=threshold(p) if z is not None else 0, GAIN=1.0 / (1.0 - p),
@@ -216,7 +214,7 @@ def norm_forward(
     return h2, a, mean, rstd
 
 
-@triton_op("orch::norm_backward", mutates_args={})
+@custom_op("orch::norm_backward", mutates_args=())
 def norm_backward(
     da: Tensor,
     dh2: Tensor | None,
@@ -244,7 +242,7 @@ def norm_backward(
     dz = torch.empty_like(da) if has_z else da.new_empty(0)
     dweight = torch.empty((programs, C if weight is not None else 0), dtype=torch.float32, device=h2.device)
     dbias = torch.empty((programs, C if has_bias else 0), dtype=torch.float32, device=h2.device)
-    wrap_triton(_backward_kernel)[(programs,)](
+    _backward_kernel[(programs,)](
         da, da if dh2 is None else dh2, h2, h2 if weight is None else weight, mean, rstd,
         dh, dz, dweight, dbias, noise, site_offset(site), B * T, T,
         C=C, HEAD=head, TAIL=tail, THRESHOLD=threshold(p) if has_z else 0, GAIN=1.0 / (1.0 - p),
@@ -252,6 +250,53 @@ def norm_backward(
         CENTRED=centred, ROWS=rows, num_warps=warps,
     )  # fmt: skip
     return dh, dz, dweight.sum(0), dbias.sum(0)
+
+
+@norm_forward.register_fake
+def _(
+    h: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    noise: Tensor,
+    site: int,
+    p: float,
+    centred: bool,
+    dtype: torch.dtype,
+    launch: list[int] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, T, _ = h.shape
+    return (
+        torch.empty_like(h) if z is not None else h.new_empty(0),
+        torch.empty(h.shape, dtype=dtype, device=h.device),
+        torch.empty((B, T) if centred else (0,), dtype=torch.float32, device=h.device),
+        torch.empty((B, T), dtype=torch.float32, device=h.device),
+    )
+
+
+@norm_backward.register_fake
+def _(
+    da: Tensor,
+    dh2: Tensor | None,
+    h2: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    noise: Tensor,
+    site: int,
+    p: float,
+    centred: bool,
+    has_z: bool,
+    has_bias: bool,
+    launch: list[int] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    C = h2.shape[2]
+    return (
+        torch.empty_like(h2),
+        torch.empty_like(da) if has_z else da.new_empty(0),
+        torch.empty(C if weight is not None else 0, dtype=torch.float32, device=h2.device),
+        torch.empty(C if has_bias else 0, dtype=torch.float32, device=h2.device),
+    )
 
 
 class ResidualNorm(torch.autograd.Function):

@@ -78,8 +78,8 @@ def test_a_spec_with_twelve_mistakes_gives_twelve_problems_with_their_places() -
         ),
         ("name: a\ntrainer: {}\nplacement:\n", "3:1: placement: expected a list of mappings, got nothing"),
         (
-            "name: a\ntrainer: {compile: maybe}\n",
-            "2:20: trainer.compile: expected true or false, got 'maybe'",
+            "name: a\ntrainer: {decay_lr: maybe}\n",
+            "2:20: trainer.decay_lr: expected true or false, got 'maybe'",
         ),
         (
             "name: a\ntrainer: {dropout: 1}\n",

@@ -77,8 +77,8 @@ def test_attention_with_other_blocks(blocks: list[int]) -> None:
     plain = qkv.detach().requires_grad_()
     expected = plain_attention(plain, 2, step, 3, P)
     (dexpected,) = torch.autograd.grad(expected, plain, dout)
-    out, lse = torch.ops.orch.attention_forward(qkv, 2, step, 3, P, blocks)
-    dqkv = torch.ops.orch.attention_backward(dout, qkv, out, lse, 2, step, 3, P, blocks)
+    out, lse, keys = torch.ops.orch.attention_forward(qkv, 2, step, 3, P, blocks)
+    dqkv = torch.ops.orch.attention_backward(dout, qkv, out, lse, keys, 2, P, blocks)
     assert_near(out, expected, tolerance(torch.float32))
     assert_near(dqkv, dexpected, tolerance(torch.float32))
 

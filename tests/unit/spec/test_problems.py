@@ -79,7 +79,7 @@ def test_a_spec_with_twelve_mistakes_gives_twelve_problems_with_their_places() -
         ("name: a\ntrainer: {}\nplacement:\n", "3:1: placement: expected a list of mappings, got nothing"),
         (
             "name: a\ntrainer: {decay_lr: maybe}\n",
-            "2:20: trainer.decay_lr: expected true or false, got 'maybe'",
+            "2:21: trainer.decay_lr: expected true or false, got 'maybe'",
         ),
         (
             "name: a\ntrainer: {dropout: 1}\n",

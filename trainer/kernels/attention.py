@@ -300,9 +300,13 @@ def attention_backward(
 @attention_forward.register_fake
 def _(
     qkv: Tensor, heads: int, noise: Tensor, site: int, p: float, launch: list[int] | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     B, T, D = _sizes(qkv, heads)
-    return qkv.new_empty(B, T, heads * D), qkv.new_empty((B, heads, T), dtype=torch.float32)
+    return (
+        qkv.new_empty(B, T, heads * D),
+        qkv.new_empty((B, heads, T), dtype=torch.float32),
+        qkv.new_empty((B, heads, T if p else 0), dtype=torch.int32),
+    )
 
 
 @attention_backward.register_fake
@@ -311,9 +315,8 @@ def _(
     qkv: Tensor,
     out: Tensor,
     lse: Tensor,
+    keys: Tensor,
     heads: int,
-    noise: Tensor,
-    site: int,
     p: float,
     launch: list[int] | None = None,
 ) -> Tensor:

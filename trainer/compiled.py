@@ -66,7 +66,7 @@ def order_for(
         dtype=str(hardware.dtype).removeprefix("torch."),
         part=Part(sequences // pieces, count * pieces, ranks.world, adds=pieces > 1),
         rows=count if ranks.world == 1 else 1,
-        kernels=_has_kernels(hardware),
+        kernels=config.gpu_kernels and _has_kernels(hardware),
         threads=hardware.threads,
         machine=machine(hardware.device, hardware.name()),
         versions=versions(),

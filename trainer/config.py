@@ -132,6 +132,8 @@ class TrainerConfig(BaseModel):
     the same way; `false` never compiles. Compiling needs a C++ compiler."""
     cuda_graph: bool = True
     """On a GPU, launch each step as one CUDA graph: the same results, sooner."""
+    gpu_kernels: bool = False
+    """In a compiled step on a GPU, in bfloat16: attention, norms and MLP by Triton kernels of our own."""
 
     # Guards
     nonfinite: Literal["stop", "rewind"] = "stop"

@@ -101,7 +101,7 @@ def add_norm(
 
 
 def mlp(x: Tensor, first: Tensor, second: Tensor, *, squared: bool) -> Tensor:
-    """f(x first^T) second^T for x (…, C), first (F, C), second (C, F); f is the exact GELU or squared ReLU."""
+    """f(x first^T) second^T; x (…, C), first (F, C), second (C, F); f is the exact GELU or squared ReLU."""
     if _inside and (kernels := _inside[-1].kernels) is not None and first.dtype == torch.bfloat16:
         y: Tensor = kernels.mlp(x.to(first.dtype), first, second, squared)
         return y

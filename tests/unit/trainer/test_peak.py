@@ -18,7 +18,7 @@ H100 = "NVIDIA H100 80GB HBM3"
 
 
 def hardware(threads: int = 1, dtype: torch.dtype = torch.float32) -> Hardware:
-    return Hardware(torch.device("cpu"), dtype, threads, compiled=False, deterministic=True)
+    return Hardware(torch.device("cpu"), dtype, threads, deterministic=True)
 
 
 @pytest.fixture

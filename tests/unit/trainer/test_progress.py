@@ -15,7 +15,7 @@ from trainer.device import Hardware
 from trainer.power import EnergyMeter
 from trainer.progress import Meter
 
-CPU = Hardware(torch.device("cpu"), torch.float32, 1, compiled=False, deterministic=True)
+CPU = Hardware(torch.device("cpu"), torch.float32, 1, deterministic=True)
 TOKENS = 4 * 8
 
 

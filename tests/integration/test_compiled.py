@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,7 +20,10 @@ from trainer.errors import TrainerError
 from trainer.library import LibraryError
 from trainer.train import Training
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler"),
+]
 MODES: dict[int, dict[str, Any]] = {1: {"dropout": 0.0}, 2: {"dropout": 0.2}}
 """Settings by threads."""
 

@@ -255,6 +255,8 @@ class SwitchingEngine:
         assert self._compiler is not None
         if self._compiler.done():
             self._take_from_cache()
+            if self._fast is None:
+                raise LibraryError("the compiled step cannot be used")
             self._say(f"step {step}: the compiled step takes over")
 
     def _take_from_cache(self) -> None:
@@ -295,6 +297,8 @@ class SwitchingEngine:
             self._compiler = Compiler(self._order)
             self._compiler.wait()
             self._take_from_cache()
+            if self._fast is None:
+                raise LibraryError("the compiled step cannot be used")
         except LibraryError as e:
             raise TrainerError(f"cannot compile the step: {e}; it works without: compile: auto") from e
 

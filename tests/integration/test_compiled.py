@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 from tests.unit.trainer.support import assert_same_bits, start, tiny, weights, write_text
-from trainer.compiling import GRADIENT, Compiler, Order
+from trainer import checkpoint
+from trainer import engine as engine_module
+from trainer.compiling import GRADIENT, Compiler, Order, load
 from trainer.engine import SwitchingEngine
 from trainer.errors import TrainerError
 from trainer.library import LibraryError
@@ -87,19 +90,53 @@ def test_a_later_run_starts_at_once(text: Path, tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_damaged_step_is_removed_and_training_goes_on(
-    text: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+def begins_uncompiled(
+    text: Path, folder: Path, patch: pytest.MonkeyPatch, finds: Callable[[int], bool]
+) -> Training:
+    """A long run; its n-th look for a compiled step, from 0 at the start, finds one if `finds` says so."""
+    compiled(text, folder / "made", 1).close()  # so that the compiling process finds it done
+    looks = itertools.count()
+    patch.setattr(engine_module, "load", lambda *order: load(*order) if finds(next(looks)) else None)
+    patch.setattr(engine_module, "_WORTHWHILE_S", 0.0)
+    patch.setattr(engine_module, "_ESTIMATE_S", 0.0)
+    config = tiny(text, compile="auto", max_steps=10**6, log_interval=10**6, **MODES[1])
+    return start(config, folder)[0]
+
+
+def update_until(training: Training, done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not done():
+        assert time.monotonic() < deadline
+        training.update()
+
+
+def test_the_compiled_step_takes_over_while_training(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training = compiled(text, tmp_path / "first", 1)
-    training.close()
-    file = cache / "compiled" / engine(training)._order.key / GRADIENT
-    kept = file.read_bytes()
-    os.truncate(file, len(kept) // 2)
-    training, _ = start(tiny(text, compile="auto", **MODES[1]), tmp_path / "second")
+    training = begins_uncompiled(text, tmp_path, monkeypatch, lambda look: look > 0)
     assert not training.engine.compiled
-    assert training.run() == 0
-    assert f"{GRADIENT} is damaged" in capsys.readouterr().out
-    assert not file.exists()
+    assert training.engine.deterministic
+    update_until(training, lambda: training.engine.compiled)
+    step = training.step
+    assert f"step {step - 1}: the compiled step takes over" in capsys.readouterr().out
+    assert not training.engine.deterministic
+    training.save()
+    training.close()
+    environment = checkpoint.read_state(tmp_path / f"step-{step:08d}").environment
+    assert environment.compiled
+    assert not environment.deterministic
+
+
+def test_a_step_that_cannot_be_used_is_told_once(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = begins_uncompiled(text, tmp_path, monkeypatch, lambda look: False)
+    update_until(training, lambda: engine(training)._settled)
+    step = training.step
+    update_until(training, lambda: training.step == step + 20)
+    training.close()
+    assert capsys.readouterr().out.count("goes on uncompiled: the compiled step cannot be used") == 1
+    assert not training.engine.compiled
 
 
 def test_without_a_compiler_it_says_so(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,3 +163,18 @@ def test_a_compiler_ends_with_its_parent(text: Path, tmp_path: Path) -> None:
         raise
     finally:
         training.close()
+
+
+def test_a_damaged_step_is_removed_and_training_goes_on(
+    text: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = compiled(text, tmp_path / "first", 1)
+    training.close()
+    file = cache / "compiled" / engine(training)._order.key / GRADIENT
+    kept = file.read_bytes()
+    os.truncate(file, len(kept) // 2)
+    training, _ = start(tiny(text, compile="auto", **MODES[1]), tmp_path / "second")
+    assert not training.engine.compiled
+    assert training.run() == 0
+    assert f"{GRADIENT} is damaged" in capsys.readouterr().out
+    assert not file.exists()

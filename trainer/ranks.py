@@ -6,6 +6,7 @@ too, so that they do not wait for the device.
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -89,6 +90,8 @@ class Gang(Ranks):
         self.world = world
         self._distributed = distributed
         self._patience_s = patience_s
+        # Gloo's threads must have ended before Python does: one that then lets go of a tensor aborts the process.
+        atexit.register(self.close)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         with self._translated(f"cannot meet the other ranks at {where}"):
@@ -126,7 +129,8 @@ class Gang(Ranks):
 
     def close(self) -> None:
         """See :class:`Ranks`."""
-        self._distributed.destroy_process_group()
+        if self._distributed.is_initialized():
+            self._distributed.destroy_process_group()
 
     def _reduce(self, values: tuple[float, ...], operation: Any) -> list[float]:
         message = torch.tensor(values, dtype=torch.float64)

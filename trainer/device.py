@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,8 @@ from orchestrator.contract import RunContext
 from trainer.checkpoint import Environment
 from trainer.config import TrainerConfig
 from trainer.errors import UserError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def choose_hardware(config: TrainerConfig, context: RunContext) -> Hardware:
     if context.cpus or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
     deterministic = _deterministic(device, config.compile is True)
+    if device.type == "cpu":
+        _keep_memory()
     return Hardware(device, _dtype(config, device), torch.get_num_threads(), deterministic)
 
 
@@ -107,6 +112,20 @@ def _deterministic(device: torch.device, compiled: bool) -> bool:
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms() would import the compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return True
+
+
+def _keep_memory() -> None:
+    """Have glibc keep memory that was freed, to be used again; other libraries are left as they are.
+
+    By default it gives blocks of 128 KiB and more back to the system and gets new ones, page by page and
+    filled with zeros, at every operation of every step: an eighth of a step's time at 4 x 128.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _cpu_name() -> str:

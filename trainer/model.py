@@ -83,7 +83,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.c_fc.bias is None:
             return ops.mlp(x, self.c_fc.weight, self.c_proj.weight, squared=False)
-        y: Tensor = self.c_proj(F.gelu(self.c_fc(x)))
+        y: Tensor = self.c_proj(ops.gelu(self.c_fc(x)))
         return y
 
 

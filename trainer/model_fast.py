@@ -102,7 +102,7 @@ class MLP(nn.Module):
         if self.c_fc.bias is None:
             return ops.mlp(x, self.c_fc.weight, self.c_proj.weight, squared=self.relu2)
         x = self.c_fc(x)
-        y: Tensor = self.c_proj(F.relu(x).square() if self.relu2 else F.gelu(x))
+        y: Tensor = self.c_proj(F.relu(x).square() if self.relu2 else ops.gelu(x))
         return y
 
 

@@ -50,7 +50,7 @@ def gradient_program(
     model: LanguageModel, layout: Layout, config: TrainerConfig, part: Part, dtype: torch.dtype, kernels: Any
 ) -> Program:
     """``(weights (P,), tokens (n,), starts (m,) int64, noise (3,) int32, keep (1,), out (P + TAIL,))``, which
-    returns the loss.
+    returns this part's share of the loss.
 
     `out` becomes its share of the gradient of the whole batch's mean loss, and of that loss. With `part.adds`
     it is added to `out` where `keep` is 1, and replaces it where `keep` is 0.
@@ -67,7 +67,7 @@ def gradient_program(
             context = torch.autocast(weights.device.type, dtype, cache_enabled=False)
         with ops.inside(ops.Inside(noise, dtype, kernels)), context:
             loss: Tensor = functional_call(model, named, (x, y))[1]
-        return loss
+        return loss * scale
 
     def gradient(
         weights: Tensor, tokens: Tensor, starts: Tensor, noise: Tensor, keep: Tensor, out: Tensor
@@ -76,7 +76,7 @@ def gradient_program(
         sequences = tokens[starts[:, None] + window].long()
         loss: Tensor
         found, loss = grad_and_value(loss_of)(weights, sequences[:, :-1], sequences[:, 1:], noise)
-        share = torch.cat([found, loss.expand(TAIL)]) * scale
+        share = torch.cat([found, loss.expand(TAIL)])
         out.copy_(torch.where(keep > 0, out, 0.0) + share if part.adds else share)
         return loss
 

@@ -90,7 +90,7 @@ class Gang(Ranks):
         self.world = world
         self._distributed = distributed
         self._patience_s = patience_s
-        # Gloo's threads must have ended before Python does: one that then lets go of a tensor aborts the process.
+        # Gloo's threads must end before Python does: one that then lets go of a tensor aborts the process.
         atexit.register(self.close)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"

@@ -18,12 +18,13 @@ from orchestrator.errors import DamagedError, NotFoundError, SetupError
 from orchestrator.store.file_store import FileStore
 from orchestrator.store.probe import probe
 from orchestrator.store.protocol import IDENTITY_KEY, ObjectInfo, ObjectStore, Source, read_bytes
+from orchestrator.store.s3_store import S3Store
 
 __all__ = ["ObjectInfo", "ObjectStore", "Source", "open_store", "probe", "read_bytes", "store_id"]
 
 
 def open_store(uri: str | Path) -> ObjectStore:
-    """The store at `file:///absolute/path` or at a plain path. Does not touch it yet.
+    """The store at `file:///absolute/path`, `s3://bucket/prefix` or a plain path. Does not touch it yet.
 
     SetupError for a scheme that nothing here speaks.
     """
@@ -52,7 +53,11 @@ def _open_file(text: str) -> ObjectStore:
     return _open_path(unquote(parts.path))
 
 
-_OPENERS: dict[str, Callable[[str], ObjectStore]] = {"file": _open_file, "path": _open_path}
+_OPENERS: dict[str, Callable[[str], ObjectStore]] = {
+    "file": _open_file,
+    "s3": S3Store,
+    "path": _open_path,
+}
 
 
 def _redacted(uri: str) -> str:

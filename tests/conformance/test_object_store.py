@@ -6,6 +6,7 @@ import hashlib
 import io
 import threading
 import tracemalloc
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from orchestrator.errors import NotFoundError, SetupError, StoreError
 from orchestrator.store.objects import ObjectStore, open_store, probe, read_bytes, store_id
 from orchestrator.store.protocol import CHUNK
+from tests.s3 import s3_server
 from tests.unit.store.memory_store import MemoryStore
 
 HOSTILE_KEYS = [
@@ -42,10 +44,25 @@ HOSTILE_KEYS = [
 ]
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a bucket on a real S3 server, whose keys are in the environment meanwhile."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        server.client().create_bucket(Bucket="stores")
+        yield server.uri("stores", "PREFIX")
+
+
+@pytest.fixture(params=["file", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     """An empty store of each kind."""
-    made: ObjectStore = MemoryStore() if request.param == "memory" else open_store(f"file://{tmp_path}/store")
+    if request.param == "memory":
+        made: ObjectStore = MemoryStore()
+    elif request.param == "file":
+        made = open_store(f"file://{tmp_path}/store")
+    else:
+        made = open_store(request.getfixturevalue("bucket").replace("PREFIX", uuid.uuid4().hex))
     made.prepare()
     return made
 

@@ -1,0 +1,400 @@
+"""Objects in a bucket of an S3 server: Amazon's, or any that honours conditional writes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from orchestrator.errors import NotFoundError, SetupError, StoreError
+from orchestrator.store.protocol import CHUNK, ObjectInfo, Reader, Source, check_key, check_prefix
+from orchestrator.store.s3_errors import code_of, status_of, translate
+
+PART: Final = 8 << 20
+"""Bytes of one request's body. Larger objects travel in several requests side by side."""
+_PARALLEL: Final = 8
+_ATTEMPTS: Final = 8
+_CONNECT_S, _READ_S = 10.0, 60.0
+_LEFTOVER: Final = timedelta(days=1)
+"""Unfinished uploads older than this belong to nobody any more."""
+_EXISTS: Final = frozenset({"PreconditionFailed", "412"})
+_MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
+_BEYOND: Final = frozenset({"InvalidRange", "416"})
+_BUSY: Final = frozenset({"ConditionalRequestConflict", "409"})
+
+
+@dataclass(frozen=True)
+class Place:
+    """What ``s3://bucket/prefix?endpoint=…&region=…&profile=…`` says."""
+
+    bucket: str
+    prefix: str
+    """Empty, or ends with a slash."""
+    endpoint: str | None
+    region: str | None
+    profile: str | None
+
+    @classmethod
+    def parse(cls, uri: str) -> Place:
+        """SetupError where the URI says something else, a secret for example."""
+        parts = urlsplit(uri)
+        if "@" in parts.netloc:
+            raise SetupError(
+                "an s3:// URI may not contain an access key",
+                remedy="Keep it in the environment or ~/.aws/credentials; name its profile by ?profile=NAME.",
+            )
+        options = parse_qs(parts.query, keep_blank_values=True)
+        unknown = sorted(set(options) - {"endpoint", "region", "profile"})
+        if unknown or not parts.netloc or parts.fragment:
+            raise SetupError(
+                f"an s3:// URI cannot say {', '.join(unknown)}"
+                if unknown
+                else "an s3:// URI names no bucket",
+                remedy="Write s3://BUCKET/PREFIX?endpoint=http://HOST:PORT&region=REGION&profile=NAME; "
+                "all but the bucket can be left out.",
+            )
+        prefix = unquote(parts.path).strip("/")
+        if prefix:
+            check_key(prefix)
+        chosen = {name: values[-1] or None for name, values in options.items()}
+        return cls(
+            parts.netloc,
+            f"{prefix}/" if prefix else "",
+            chosen.get("endpoint"),
+            chosen.get("region"),
+            chosen.get("profile"),
+        )
+
+    @property
+    def uri(self) -> str:
+        """In one form for all ways to write it, without where it is reached."""
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+
+class S3Store:
+    """Keys are the bucket's, after the prefix.
+
+    Create-only writes are conditional (``If-None-Match: *``), whole objects as well as multipart ones. A
+    request that was carried out but whose answer was lost is repeated by the client, and then told that the
+    key exists: False from a create-only `put` means that somebody wrote it, perhaps this process.
+
+    An object larger than :data:`PART` is sent and fetched in parts, up to eight at once; as many are in memory.
+    An upload that fails takes its parts with it; those of a process that died are removed by
+    `prepare` a day later.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._place = Place.parse(uri)
+        self.uri = self._place.uri
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._parts = ThreadPoolExecutor(_PARALLEL, "s3-part")
+
+    # ------------------------------------------------------------------ protocol
+
+    def prepare(self) -> None:
+        """Check that the bucket can be used; abort unfinished uploads that nobody goes on with."""
+        bucket, prefix = self._place.bucket, self._place.prefix
+        self._call("look into the bucket", "list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        before = datetime.now(UTC) - _LEFTOVER
+        answer = self._call("list uploads", "list_multipart_uploads", Bucket=bucket, Prefix=prefix)
+        for upload in answer.get("Uploads", []):
+            if upload["Initiated"] < before:
+                self._abort(upload["Key"], upload["UploadId"])
+
+    def put(self, key: str, source: Source, *, create_only: bool = False) -> bool:
+        """See ObjectStore."""
+        name = self._key(key)
+        condition = {"IfNoneMatch": "*"} if create_only else {}
+        if create_only and self._exists(name):
+            return False  # nothing was read from the source, and nothing sent
+        with contextlib.ExitStack() as stack:
+            reader: Reader
+            if isinstance(source, bytes):
+                reader = io.BytesIO(source)
+            elif isinstance(source, Path):
+                reader = stack.enter_context(source.open("rb", buffering=0))
+            else:
+                reader = source
+            first = _read(reader, PART)
+            if len(first) < PART:
+                return self._send(name, first, condition)
+            return self._send_parts(name, first, reader, condition)
+
+    def put_all(self, objects: Iterable[tuple[str, Source]]) -> None:
+        """See ObjectStore."""
+        for key, source in objects:
+            self.put(key, source)
+
+    def get(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """See ObjectStore."""
+        name = self._key(key)
+        if end is not None and end <= start:
+            if not self._exists(name):
+                raise self._missing(key)
+            return iter(())
+        return self._fetch(key, name, start, end)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See ObjectStore."""
+        return self._listing(self._place.prefix + check_prefix(prefix))
+
+    def delete(self, key: str) -> None:
+        """See ObjectStore."""
+        self._call(f"delete {key}", "delete_object", Bucket=self._place.bucket, Key=self._key(key))
+
+    # ------------------------------------------------------------------ writing
+
+    def _send(self, name: str, body: bytes, condition: dict[str, str]) -> bool:
+        return self._created(
+            f"store {name}", "put_object", Bucket=self._place.bucket, Key=name, Body=body, **condition
+        )
+
+    def _send_parts(self, name: str, first: bytes, reader: Reader, condition: dict[str, str]) -> bool:
+        bucket = self._place.bucket
+        action = f"store {name}"
+        upload = self._call(action, "create_multipart_upload", Bucket=bucket, Key=name)["UploadId"]
+        try:
+            parts = self._upload(name, upload, first, reader)
+            created = self._created(
+                action,
+                "complete_multipart_upload",
+                Bucket=bucket,
+                Key=name,
+                UploadId=upload,
+                MultipartUpload={"Parts": parts},
+                **condition,
+            )
+        except BaseException:
+            self._abort(name, upload)
+            raise
+        if not created:
+            self._abort(name, upload)
+        return created
+
+    def _upload(self, name: str, upload: str, first: bytes, reader: Reader) -> Sequence[dict[str, Any]]:
+        def send(number: int, body: bytes) -> dict[str, Any]:
+            answer = self._call(
+                f"store {name}",
+                "upload_part",
+                Bucket=self._place.bucket,
+                Key=name,
+                UploadId=upload,
+                PartNumber=number,
+                Body=body,
+            )
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
+        under_way: deque[Future[dict[str, Any]]] = deque()
+        done: list[dict[str, Any]] = []
+        body, number = first, 1
+        try:
+            while body:
+                under_way.append(self._parts.submit(send, number, body))
+                if len(under_way) == _PARALLEL:
+                    done.append(under_way.popleft().result())
+                body, number = _read(reader, PART), number + 1
+            done.extend(future.result() for future in under_way)
+        finally:
+            for future in under_way:
+                future.cancel()
+            for future in under_way:
+                if not future.cancelled():
+                    future.exception()  # a part must not arrive after the upload was given up
+        return done
+
+    def _created(self, action: str, operation: str, **arguments: Any) -> bool:
+        from botocore.exceptions import ClientError
+
+        for attempt in range(_ATTEMPTS):
+            try:
+                getattr(self._connected(), operation)(**arguments)
+                return True
+            except ClientError as error:
+                code = code_of(error)
+                if code in _EXISTS and "IfNoneMatch" in arguments:
+                    return False
+                if code in _BUSY and attempt + 1 < _ATTEMPTS:
+                    threading.Event().wait(0.05 * 2**attempt)  # another writer is at it; ask again
+                    continue
+                raise self._translated(error, action) from error
+            except Exception as error:
+                raise self._translated(error, action) from error
+        raise AssertionError("unreachable")
+
+    def _abort(self, name: str, upload: str) -> None:
+        with contextlib.suppress(StoreError):  # `prepare` removes it on a later day
+            self._call(
+                f"give up storing {name}",
+                "abort_multipart_upload",
+                Bucket=self._place.bucket,
+                Key=name,
+                UploadId=upload,
+            )
+
+    # ------------------------------------------------------------------ reading
+
+    def _fetch(self, key: str, name: str, start: int, end: int | None) -> Iterator[bytes]:
+        stop = start + PART if end is None else min(end, start + PART)
+        piece = self._piece(key, name, start, stop, None)
+        if piece is None:
+            return iter(())
+        body, size, version = piece
+        return self._rest(
+            key, name, body, start + len(body), size if end is None else min(end, size), version
+        )
+
+    def _rest(
+        self, key: str, name: str, body: bytes, position: int, end: int, version: str
+    ) -> Iterator[bytes]:
+        """The first part, and those after it, fetched a few ahead."""
+        ahead: deque[Future[tuple[bytes, int, str] | None]] = deque()
+        try:
+            while True:
+                while position < end and len(ahead) < _PARALLEL:
+                    stop = min(end, position + PART)
+                    ahead.append(self._parts.submit(self._piece, key, name, position, stop, version))
+                    position = stop
+                for place in range(0, len(body), CHUNK):
+                    yield body[place : place + CHUNK]
+                if not ahead:
+                    return
+                piece = ahead.popleft().result()
+                if piece is None:
+                    raise StoreError(f"{self.uri}: {key} became shorter while it was read")
+                body = piece[0]
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def _piece(
+        self, key: str, name: str, start: int, stop: int, version: str | None
+    ) -> tuple[bytes, int, str] | None:
+        """Bytes from `start` to `stop`, the object's size and its version; None where it ends before `start`.
+
+        With `version` it must still be that one.
+        """
+        from botocore.exceptions import ClientError
+
+        condition = {"IfMatch": version} if version else {}
+        last: Exception | None = None
+        for attempt in range(_ATTEMPTS):
+            try:
+                answer = self._connected().get_object(
+                    Bucket=self._place.bucket, Key=name, Range=f"bytes={start}-{stop - 1}", **condition
+                )
+                body: bytes = answer["Body"].read()
+                size = _size(answer, len(body))
+                if len(body) == min(stop, size) - start:
+                    return body, size, answer["ETag"]
+                last = OSError(f"{len(body)} bytes came instead of {min(stop, size) - start}")
+            except ClientError as error:
+                code = code_of(error)
+                if code in _MISSING:
+                    raise self._missing(key) from None
+                if code in _BEYOND:
+                    return None
+                if code in _EXISTS:
+                    raise StoreError(f"{self.uri}: {key} was replaced while it was read") from error
+                raise self._translated(error, f"read {key}") from error
+            except Exception as error:  # noqa: BLE001 - urllib3's and botocore's; a body that broke off
+                last = error
+            threading.Event().wait(0.05 * 2**attempt)
+        assert last is not None
+        raise self._translated(last, f"read {key}") from last
+
+    def _exists(self, name: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        try:
+            self._connected().head_object(Bucket=self._place.bucket, Key=name)
+        except ClientError as error:
+            if code_of(error) in _MISSING or status_of(error) == 404:
+                return False
+            raise self._translated(error, f"look for {name}") from error
+        except Exception as error:
+            raise self._translated(error, f"look for {name}") from error
+        return True
+
+    def _listing(self, prefix: str) -> Iterator[ObjectInfo]:
+        found: list[ObjectInfo] = []
+        more: dict[str, str] = {}
+        while True:
+            answer = self._call(
+                f"list {prefix}", "list_objects_v2", Bucket=self._place.bucket, Prefix=prefix, **more
+            )
+            for entry in answer.get("Contents", []):
+                found.append(ObjectInfo(entry["Key"].removeprefix(self._place.prefix), entry["Size"]))
+            if not answer.get("IsTruncated"):
+                break
+            more = {"ContinuationToken": answer["NextContinuationToken"]}
+        # Not every server sorts by the whole key: some go through folders in turn.
+        yield from sorted(found, key=lambda info: info.key)
+
+    # ------------------------------------------------------------------ the client
+
+    def _key(self, key: str) -> str:
+        return self._place.prefix + check_key(key)
+
+    def _call(self, action: str, operation: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = getattr(self._connected(), operation)(**arguments)
+            return answer
+        except Exception as error:
+            raise self._translated(error, action) from error
+
+    def _connected(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = _client(self._place)
+            return self._client
+
+    def _translated(self, error: Exception, action: str) -> StoreError:
+        endpoint = self._place.endpoint or "Amazon S3"
+        return translate(error, self.uri, self._place.bucket, endpoint, action)
+
+    def _missing(self, key: str) -> NotFoundError:
+        return NotFoundError(f"{self.uri}: there is no {key}")
+
+
+def _client(place: Place) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    session = boto3.Session(profile_name=place.profile, region_name=place.region)
+    return session.client(
+        "s3",
+        endpoint_url=place.endpoint,
+        region_name=place.region or session.region_name or os.environ.get("AWS_REGION") or "us-east-1",
+        config=Config(
+            retries={"mode": "standard", "max_attempts": _ATTEMPTS},
+            connect_timeout=_CONNECT_S,
+            read_timeout=_READ_S,
+            max_pool_connections=2 * _PARALLEL,
+            s3={"addressing_style": "path"} if place.endpoint else {},
+        ),
+    )
+
+
+def _size(answer: dict[str, Any], received: int) -> int:
+    """The whole object's size."""
+    _, slash, total = str(answer.get("ContentRange", "")).rpartition("/")
+    return int(total) if slash and total.isdigit() else received
+
+
+def _read(reader: Reader, size: int) -> bytes:
+    """Exactly `size` bytes, or fewer at the end."""
+    parts: list[bytes] = []
+    while size and (part := reader.read(min(size, CHUNK))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

@@ -87,7 +87,7 @@ class S3Store:
     request that was carried out but whose answer was lost is repeated by the client, and then told that the
     key exists: False from a create-only `put` means that somebody wrote it, perhaps this process.
 
-    An object larger than :data:`PART` is sent and fetched in parts, up to eight at once; as many are in memory.
+    An object larger than :data:`PART` is sent and fetched in parts, up to eight at once and in memory.
     An upload that fails takes its parts with it; those of a process that died are removed by
     `prepare` a day later.
     """

@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.support import process, wait_until
 
-ACCESS_KEY, SECRET_KEY = "tests", "not-a-secret"
+ACCESS_KEY, SECRET_KEY = "tests", "tests-4f1c9e2b7a"
 _GRPC_OFFSET = 10_000
 """Each of its services listens on a second port that much higher."""
 

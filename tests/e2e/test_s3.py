@@ -1,0 +1,72 @@
+"""The main job with its checkpoints on a real S3 server: a run moves between nodes that share nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.s3 import SECRET_KEY, S3Server, s3_server
+from tests.stack import Stack, running_stack, tiny_gpt
+
+BUCKET, STEPS = "lab", 300
+
+
+@dataclass
+class Moved:
+    """A run that began on the laptop and ended on the GPU box, and where its checkpoints are."""
+
+    stack: Stack
+    server: S3Server
+    run: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Iterator[Moved]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        server.client().create_bucket(Bucket=BUCKET)
+        home = tmp_path_factory.mktemp("orch") / "home"
+        up = ("--mlflow", "none", "--store", server.uri(BUCKET, "checkpoints"))
+        with running_stack(home, "laptop:cpus=1", "gpu:cpus=1", up=up) as stack:
+            run_id = stack.submit(tiny_gpt("moved", text, STEPS))
+            stack.wait_step(run_id, 100)
+            stack.orch("move", run_id, "--to", "gpu")
+            yield Moved(stack, server, stack.wait_state(run_id, "succeeded", timeout=180))
+        assert stack.leftovers() == []
+
+
+def test_it_went_on_where_it_was(moved: Moved) -> None:
+    first, second = moved.run["attempts"]
+    assert (first["node"], first["reason"]) == ("laptop", "moved")
+    assert (second["node"], second["reason"]) == ("gpu", "completed")
+    assert second["first_step"] == first["last_step"] >= 100
+    assert second["last_step"] == STEPS
+
+
+def test_its_checkpoints_are_in_the_bucket_and_nowhere_else(moved: Moved) -> None:
+    answer = moved.server.client().list_objects_v2(Bucket=BUCKET, Prefix=f"checkpoints/runs/{run_id(moved)}/")
+    keys = [entry["Key"] for entry in answer["Contents"]]
+    assert any(key.endswith("model.safetensors") for key in keys), keys
+    assert not (moved.stack.home / "store").exists()
+
+
+def test_commands_that_read_checkpoints(moved: Moved) -> None:
+    listed = moved.stack.json("checkpoints", run_id(moved))
+    assert STEPS in [entry["step"] for entry in listed]
+    assert len(moved.stack.orch("sample", run_id(moved), "--tokens", "30")) > 30
+    assert "keeps its promises" in moved.stack.orch("doctor", code=None)
+
+
+def test_the_key_is_in_no_file(moved: Moved) -> None:
+    files = [path for path in moved.stack.home.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(files) > 20
+    assert [str(path) for path in files if SECRET_KEY.encode() in path.read_bytes()] == []
+
+
+def run_id(moved: Moved) -> str:
+    return str(moved.run["run"]["id"])

@@ -5,6 +5,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# Clusters are tested in one process, everything else beside it: tests/conftest.py. PARALLEL= runs all in one.
+PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test unit soak check format clean
@@ -28,10 +30,10 @@ demo: $(STAMP)  ## train on "laptop", move to "gpu" half way, see the result; KE
 	@$(BIN)/orch demo
 
 test: $(STAMP)  ## every test, on real Ray nodes, a real MLflow server and real kills
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 unit: $(STAMP)  ## the fast layer
-	@$(BIN)/python -m pytest tests/unit tests/conformance
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/unit
 
 check: $(STAMP)  ## style, types and import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -1,4 +1,4 @@
-"""The main job with its checkpoints on a real S3 server: a run moves between nodes that share nothing else."""
+"""The main job with its checkpoints on a real S3 server: a run moves between nodes that share nothing."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.contract import EXIT_USER_ERROR, NullContext
-from tests.unit.trainer.support import TINY, clean_env, run_trainer, tiny, write_text
+from tests.unit.trainer.support import TINY, clean_env, tiny, write_text
 from trainer import bench as benchmark
 from trainer.__main__ import _parser
 from trainer.bench import Stopwatch, bench
@@ -21,7 +21,7 @@ from trainer.config import TrainerConfig
 from trainer.engine import EagerEngine
 from trainer.power import Energy
 from trainer.report import Power, Report, Shares, Speed, Startup, lines
-from trainer.tracing import TRACED_STEPS, WARM_UP_STEPS, covered
+from trainer.tracing import TRACED_STEPS, covered
 
 
 @pytest.fixture
@@ -195,21 +195,6 @@ def test_a_trace_of_the_benchmark(text: Path, tmp_path: Path, capsys: pytest.Cap
     assert names.count("aten::scaled_dot_product_attention") == TRACED_STEPS * TINY["n_layer"]
     assert "aten::mm" in (folder / "operators.txt").read_text()
     assert "aten::mm" in capsys.readouterr().out
-
-
-def test_training_with_a_trace_is_training(text: Path, tmp_path: Path) -> None:
-    settings = tmp_path / "tiny.json"
-    steps = WARM_UP_STEPS + TRACED_STEPS
-    settings.write_text(json.dumps({**TINY, "dataset": str(text), "max_steps": steps}))
-    arguments = ["--config", str(settings), "--out", str(tmp_path / "out"), "--profile", str(tmp_path / "p")]
-    done = run_trainer(arguments)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / f"step-{steps:08d}").is_dir()
-    assert (tmp_path / "p" / "trace.json").stat().st_size > 1000
-    assert f"{TRACED_STEPS} steps in" in done.stdout
-    short = run_trainer([*arguments, "--set", f"max_steps={steps - 1}", "--out", str(tmp_path / "short")])
-    assert short.returncode == 0, short.stderr
-    assert f"no trace: that takes {steps} steps, and there were {steps - 1}" in short.stdout
 
 
 def test_options_stand_before_or_after_the_command() -> None:

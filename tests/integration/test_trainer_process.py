@@ -28,6 +28,7 @@ from tests.unit.trainer.support import (
 from trainer import checkpoint
 from trainer.__main__ import main
 from trainer.settings import load_config
+from trainer.tracing import TRACED_STEPS, WARM_UP_STEPS
 
 LONG: dict[str, Any] = {
     "max_steps": 150,
@@ -238,3 +239,18 @@ def test_the_trainer_section_of_a_spec_counts(
     (tmp_path / "mine.yaml").write_text(f"name: mine\ntrainer:\n{lines}")
     assert main(["--config", "mine.yaml"]) == 0
     assert checkpoint.read_state(tmp_path / "out/mine/step-00000002").config.n_embd == 16
+
+
+def test_training_with_a_trace_is_training(text: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "tiny.json"
+    steps = WARM_UP_STEPS + TRACED_STEPS
+    settings.write_text(json.dumps({**TINY, "dataset": str(text), "max_steps": steps}))
+    arguments = ["--config", str(settings), "--out", str(tmp_path / "out"), "--profile", str(tmp_path / "p")]
+    done = run_trainer(arguments)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / f"step-{steps:08d}").is_dir()
+    assert (tmp_path / "p" / "trace.json").stat().st_size > 1000
+    assert f"{TRACED_STEPS} steps in" in done.stdout
+    short = run_trainer([*arguments, "--set", f"max_steps={steps - 1}", "--out", str(tmp_path / "short")])
+    assert short.returncode == 0, short.stderr
+    assert f"no trace: that takes {steps} steps, and there were {steps - 1}" in short.stdout

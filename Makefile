@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 # Clusters are tested in one process, everything else beside it: tests/conftest.py. PARALLEL= runs all in one.
-PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
+PARALLEL ?= -n 2 --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test unit soak check format clean
@@ -34,6 +34,9 @@ test: $(STAMP)  ## every test, on real Ray nodes, a real MLflow server and real 
 
 unit: $(STAMP)  ## the fast layer
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/unit
+
+soak: $(STAMP)  ## what takes longer: 500 commits over a bad network
+	@ORCH_SOAK_COMMITS=500 $(BIN)/python -m pytest -s tests/faults/test_s3_network.py
 
 check: $(STAMP)  ## style, types and import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -15,6 +15,28 @@ _KEYS: Final = frozenset(
 _EXPIRED: Final = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
 _SKEWED: Final = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 _DENIED: Final = frozenset({"AccessDenied", "Forbidden", "403", "AllAccessDisabled", "AccountProblem"})
+_BUSY: Final = frozenset(
+    {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"}
+    | {"RequestTimeout", "RequestTimeoutException", "ConditionalRequestConflict", "InternalError"}
+)
+_BROKEN: Final = frozenset(
+    {
+        "EndpointConnectionError",
+        "ConnectTimeoutError",
+        "ReadTimeoutError",
+        "ConnectionClosedError",
+        "SSLError",
+    }
+    | {
+        "HTTPClientError",
+        "IncompleteReadError",
+        "ResponseStreamingError",
+        "ProtocolError",
+        "ProxyConnectionError",
+    }
+    | {"ResponseParserError"}
+)
+"""botocore's and urllib3's errors of a connection that was not made, or broke off."""
 _WHERE_KEYS_ARE: Final = "the environment (AWS_ACCESS_KEY_ID, …), ~/.aws/credentials or ?profile= in the URI"
 
 
@@ -29,6 +51,16 @@ def status_of(error: Exception) -> int:
     """The HTTP status of an answer; 0 where there was none."""
     response: dict[str, Any] = getattr(error, "response", None) or {}
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed a moment later."""
+    code, status = code_of(error), status_of(error)
+    if code in _FULL or status in (501, 507):
+        return False
+    if code or status:
+        return status in (408, 409, 429) or status >= 500 or code in _BUSY
+    return isinstance(error, OSError) or type(error).__name__ in _BROKEN
 
 
 def translate(error: Exception, uri: str, bucket: str, endpoint: str, action: str) -> StoreError:

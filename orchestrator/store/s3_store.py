@@ -5,31 +5,38 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import random
 import threading
+import time
+import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from orchestrator.errors import NotFoundError, SetupError, StoreError
 from orchestrator.store.protocol import CHUNK, ObjectInfo, Reader, Source, check_key, check_prefix
-from orchestrator.store.s3_errors import code_of, status_of, translate
+from orchestrator.store.s3_errors import code_of, is_transient, status_of, translate
 
+T = TypeVar("T")
 PART: Final = 8 << 20
 """Bytes of one request's body. Larger objects travel in several requests side by side."""
 _PARALLEL: Final = 8
-_ATTEMPTS: Final = 8
+_ATTEMPTS: Final = 10
+_BACKOFF_S, _BACKOFF_MOST_S = 0.1, 8.0
 _CONNECT_S, _READ_S = 10.0, 60.0
+_WRITER: Final = "writer"
+"""Metadata: who wrote an object. Tells whether a repeated request found what it had written itself."""
 _LEFTOVER: Final = timedelta(days=1)
 """Unfinished uploads older than this belong to nobody any more."""
 _EXISTS: Final = frozenset({"PreconditionFailed", "412"})
 _MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 _BEYOND: Final = frozenset({"InvalidRange", "416"})
-_BUSY: Final = frozenset({"ConditionalRequestConflict", "409"})
+_GONE: Final = frozenset({"NoSuchUpload", "404"})
 
 
 @dataclass(frozen=True)
@@ -80,12 +87,40 @@ class Place:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
 
+@dataclass
+class Tries:
+    """How often a request was sent."""
+
+    made: int = 0
+
+    @property
+    def repeated(self) -> bool:
+        """Whether an earlier try may have been carried out without our knowing."""
+        return self.made > 1
+
+
+def retried(work: Callable[[], T], tries: Tries | None = None) -> T:
+    """Do it again while that may help, after pauses that double and are spread by chance; raises the last
+    error.
+    """
+    tries = tries or Tries()
+    while True:
+        tries.made += 1
+        try:
+            return work()
+        except Exception as error:
+            if tries.made >= _ATTEMPTS or not is_transient(error):
+                raise
+        longest = min(_BACKOFF_MOST_S, _BACKOFF_S * 2**tries.made)
+        time.sleep(random.uniform(0.0, longest))
+
+
 class S3Store:
     """Keys are the bucket's, after the prefix.
 
-    Create-only writes are conditional (``If-None-Match: *``), whole objects as well as multipart ones. A
-    request that was carried out but whose answer was lost is repeated by the client, and then told that the
-    key exists: False from a create-only `put` means that somebody wrote it, perhaps this process.
+    Create-only writes are conditional (``If-None-Match: *``), whole objects as well as multipart ones. Where
+    a request was carried out but its answer lost, the repeated one is told that the key exists: each writer
+    leaves a mark of its own in the object's metadata, which tells its own object from another's.
 
     An object larger than :data:`PART` is sent and fetched in parts, up to eight at once and in memory.
     An upload that fails takes its parts with it; those of a process that died are removed by
@@ -155,24 +190,15 @@ class S3Store:
     # ------------------------------------------------------------------ writing
 
     def _send(self, name: str, body: bytes, condition: dict[str, str]) -> bool:
-        return self._created(
-            f"store {name}", "put_object", Bucket=self._place.bucket, Key=name, Body=body, **condition
-        )
+        return self._created(name, "put_object", _new_writer(), condition, Body=body)
 
     def _send_parts(self, name: str, first: bytes, reader: Reader, condition: dict[str, str]) -> bool:
-        bucket = self._place.bucket
-        action = f"store {name}"
-        upload = self._call(action, "create_multipart_upload", Bucket=bucket, Key=name)["UploadId"]
+        writer = _new_writer()
+        upload = self._begin(name, writer)
         try:
-            parts = self._upload(name, upload, first, reader)
+            parts = {"Parts": self._upload(name, upload, first, reader)}
             created = self._created(
-                action,
-                "complete_multipart_upload",
-                Bucket=bucket,
-                Key=name,
-                UploadId=upload,
-                MultipartUpload={"Parts": parts},
-                **condition,
+                name, "complete_multipart_upload", writer, condition, UploadId=upload, MultipartUpload=parts
             )
         except BaseException:
             self._abort(name, upload)
@@ -180,6 +206,20 @@ class S3Store:
         if not created:
             self._abort(name, upload)
         return created
+
+    def _begin(self, name: str, writer: dict[str, str]) -> str:
+        """The id of a new multipart upload. Where an answer was lost, that other upload is aborted."""
+        asked = Tries()
+        arguments = {"Bucket": self._place.bucket, "Key": name, "Metadata": writer}
+        upload: str = self._call(f"store {name}", "create_multipart_upload", asked, **arguments)["UploadId"]
+        if asked.repeated:
+            answer = self._call(
+                "list uploads", "list_multipart_uploads", Bucket=arguments["Bucket"], Prefix=name
+            )
+            for other in answer.get("Uploads", []):
+                if other["Key"] == name and other["UploadId"] != upload:
+                    self._abort(name, other["UploadId"])
+        return upload
 
     def _upload(self, name: str, upload: str, first: bytes, reader: Reader) -> Sequence[dict[str, Any]]:
         def send(number: int, body: bytes) -> dict[str, Any]:
@@ -212,24 +252,33 @@ class S3Store:
                     future.exception()  # a part must not arrive after the upload was given up
         return done
 
-    def _created(self, action: str, operation: str, **arguments: Any) -> bool:
+    def _created(
+        self, name: str, operation: str, writer: dict[str, str], condition: dict[str, str], **arguments: Any
+    ) -> bool:
+        """Carry out a write; False where its condition did not hold because of somebody else's object."""
         from botocore.exceptions import ClientError
 
-        for attempt in range(_ATTEMPTS):
-            try:
-                getattr(self._connected(), operation)(**arguments)
-                return True
-            except ClientError as error:
-                code = code_of(error)
-                if code in _EXISTS and "IfNoneMatch" in arguments:
-                    return False
-                if code in _BUSY and attempt + 1 < _ATTEMPTS:
-                    threading.Event().wait(0.05 * 2**attempt)  # another writer is at it; ask again
-                    continue
-                raise self._translated(error, action) from error
-            except Exception as error:
-                raise self._translated(error, action) from error
-        raise AssertionError("unreachable")
+        if operation == "put_object":
+            arguments["Metadata"] = writer
+        asked = Tries()
+        try:
+            self._asked(operation, asked, Bucket=self._place.bucket, Key=name, **arguments, **condition)
+        except ClientError as error:
+            code = code_of(error)
+            exists = bool(condition) and code in _EXISTS
+            if asked.repeated and (exists or code in _GONE) and self._writer_of(name) == writer[_WRITER]:
+                return True  # an earlier try was carried out, only its answer was lost
+            if exists:
+                return False
+            raise self._translated(error, f"store {name}") from error
+        except Exception as error:
+            raise self._translated(error, f"store {name}") from error
+        return True
+
+    def _writer_of(self, name: str) -> str | None:
+        found = self._head(name)
+        metadata: dict[str, str] = found.get("Metadata", {}) if found else {}
+        return metadata.get(_WRITER)
 
     def _abort(self, name: str, upload: str) -> None:
         with contextlib.suppress(StoreError):  # `prepare` removes it on a later day
@@ -285,49 +334,50 @@ class S3Store:
         """
         from botocore.exceptions import ClientError
 
-        condition = {"IfMatch": version} if version else {}
-        last: Exception | None = None
-        for attempt in range(_ATTEMPTS):
-            try:
-                answer = self._connected().get_object(
-                    Bucket=self._place.bucket, Key=name, Range=f"bytes={start}-{stop - 1}", **condition
-                )
-                body: bytes = answer["Body"].read()
-                size = _size(answer, len(body))
-                if len(body) == min(stop, size) - start:
-                    return body, size, answer["ETag"]
-                last = OSError(f"{len(body)} bytes came instead of {min(stop, size) - start}")
-            except ClientError as error:
-                code = code_of(error)
-                if code in _MISSING:
-                    raise self._missing(key) from None
-                if code in _BEYOND:
-                    return None
-                if code in _EXISTS:
-                    raise StoreError(f"{self.uri}: {key} was replaced while it was read") from error
-                raise self._translated(error, f"read {key}") from error
-            except Exception as error:  # noqa: BLE001 - urllib3's and botocore's; a body that broke off
-                last = error
-            threading.Event().wait(0.05 * 2**attempt)
-        assert last is not None
-        raise self._translated(last, f"read {key}") from last
+        arguments = {"Bucket": self._place.bucket, "Key": name, "Range": f"bytes={start}-{stop - 1}"}
+        if version:
+            arguments["IfMatch"] = version
+
+        def fetch() -> tuple[bytes, int, str]:
+            answer = self._connected().get_object(**arguments)
+            body: bytes = answer["Body"].read()
+            size = _size(answer, len(body))
+            if len(body) != min(stop, size) - start:
+                raise ConnectionError(f"{len(body)} bytes came instead of {min(stop, size) - start}")
+            return body, size, answer["ETag"]
+
+        try:
+            return retried(fetch)
+        except ClientError as error:
+            code = code_of(error)
+            if code in _MISSING:
+                raise self._missing(key) from None
+            if code in _BEYOND:
+                return None
+            if code in _EXISTS:
+                raise StoreError(f"{self.uri}: {key} was replaced while it was read") from error
+            raise self._translated(error, f"read {key}") from error
+        except Exception as error:
+            raise self._translated(error, f"read {key}") from error
 
     def _exists(self, name: str) -> bool:
+        return self._head(name) is not None
+
+    def _head(self, name: str) -> dict[str, Any] | None:
         from botocore.exceptions import ClientError
 
         try:
-            self._connected().head_object(Bucket=self._place.bucket, Key=name)
+            return self._asked("head_object", Tries(), Bucket=self._place.bucket, Key=name)
         except ClientError as error:
             if code_of(error) in _MISSING or status_of(error) == 404:
-                return False
+                return None
             raise self._translated(error, f"look for {name}") from error
         except Exception as error:
             raise self._translated(error, f"look for {name}") from error
-        return True
 
     def _listing(self, prefix: str) -> Iterator[ObjectInfo]:
         found: list[ObjectInfo] = []
-        more: dict[str, str] = {}
+        more: dict[str, Any] = {}
         while True:
             answer = self._call(
                 f"list {prefix}", "list_objects_v2", Bucket=self._place.bucket, Prefix=prefix, **more
@@ -345,12 +395,20 @@ class S3Store:
     def _key(self, key: str) -> str:
         return self._place.prefix + check_key(key)
 
-    def _call(self, action: str, operation: str, **arguments: Any) -> dict[str, Any]:
+    def _call(
+        self, action: str, operation: str, asked: Tries | None = None, **arguments: Any
+    ) -> dict[str, Any]:
         try:
-            answer: dict[str, Any] = getattr(self._connected(), operation)(**arguments)
-            return answer
+            return self._asked(operation, asked or Tries(), **arguments)
         except Exception as error:
             raise self._translated(error, action) from error
+
+    def _asked(self, operation: str, tries: Tries, **arguments: Any) -> dict[str, Any]:
+        def ask() -> dict[str, Any]:
+            answer: dict[str, Any] = getattr(self._connected(), operation)(**arguments)
+            return answer
+
+        return retried(ask, tries)
 
     def _connected(self) -> Any:
         with self._lock:
@@ -376,13 +434,19 @@ def _client(place: Place) -> Any:
         endpoint_url=place.endpoint,
         region_name=place.region or session.region_name or os.environ.get("AWS_REGION") or "us-east-1",
         config=Config(
-            retries={"mode": "standard", "max_attempts": _ATTEMPTS},
+            retries={
+                "total_max_attempts": 1
+            },  # `retried` does that: it must be known whether one was repeated
             connect_timeout=_CONNECT_S,
             read_timeout=_READ_S,
             max_pool_connections=2 * _PARALLEL,
             s3={"addressing_style": "path"} if place.endpoint else {},
         ),
     )
+
+
+def _new_writer() -> dict[str, str]:
+    return {_WRITER: uuid.uuid4().hex}
 
 
 def _size(answer: dict[str, Any], received: int) -> int:

@@ -10,13 +10,13 @@ import typer
 from rich.text import Text
 
 from orchestrator.cli import render
+from orchestrator.cli.checkpoints import same_store, split_place
 from orchestrator.cli.common import RUNS, Json, RunRef, complete_run, connect, out, print_json, width
 from orchestrator.cli.render import Cell, Column
 
 if TYPE_CHECKING:
     from orchestrator.analysis.compare import Comparison, Row, Value
     from orchestrator.client import Client
-    from orchestrator.store.objects import ObjectStore
 
 CURVE_HEIGHT = 12
 MOST_CURVE_CELLS = 120
@@ -170,40 +170,11 @@ def sample_run(client: Client, place: str, options: list[str]) -> int:
         raise ConflictError(
             f"run {detail.run.id} is not of the built-in trainer, so nobody here knows how to sample from it"
         )
-    store = _same_store(client)
+    store = same_store(client)
     with tempfile.TemporaryDirectory(prefix="orch-sample-") as folder:
         restored = restore(store, detail.run.id, step, Path(folder) / "checkpoint")
         command = [sys.executable, "-m", "trainer.sample", str(restored.directory), *options]
         return subprocess.run(command, check=False).returncode
-
-
-def split_place(text: str) -> tuple[str, int | None]:
-    """`run@step` as its parts; the step is None where it is not said."""
-    ref, at, step = text.rpartition("@")
-    if not at:
-        return text, None
-    if not step.isdecimal():
-        raise typer.BadParameter(f"expected RUN or RUN@STEP with a number, got {text!r}")
-    return ref, int(step)
-
-
-def _same_store(client: Client) -> ObjectStore:
-    """The controller's checkpoint store, seen from here; SetupError where this machine sees another one."""
-    from orchestrator.errors import NotFoundError, SetupError
-    from orchestrator.store.objects import open_store, store_id
-
-    health = client.health()
-    store = open_store(health.store_uri)
-    try:
-        seen = store_id(store)
-    except NotFoundError:
-        seen = ""
-    if seen != health.store_id:
-        raise SetupError(
-            f"this machine does not see the controller's checkpoint store {health.store_uri}",
-            remedy="run this on the controller's machine, or mount the store at the same path here",
-        )
-    return store
 
 
 def open_links(

@@ -1,10 +1,10 @@
-"""Commands that show runs: ls, show, logs, checkpoints."""
+"""Commands that show runs: ls, show, logs."""
 
 from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +18,7 @@ from orchestrator.domain.states import RunState
 
 if TYPE_CHECKING:
     from orchestrator.client import Away
-    from orchestrator.messages import AttemptView, CheckpointView, RunDetail, RunView
+    from orchestrator.messages import AttemptView, RunDetail, RunView
 
 RUN_COLUMNS = [
     Column("RUN"),
@@ -39,16 +39,6 @@ ATTEMPT_COLUMNS = [
     Column("TIME", right=True),
     Column("ENDED", wrap=True),
 ]
-CHECKPOINT_COLUMNS = [
-    Column("STEP", right=True),
-    Column("ATTEMPT", right=True),
-    Column("NODE", least=6),
-    Column("DEVICE", least=6),
-    Column("SAVED"),
-    Column("SIZE", right=True),
-    Column("VAL", right=True),
-    Column(""),
-]
 EVENTS_SHOWN = 10
 
 
@@ -57,7 +47,6 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=RUNS)(ls)
     app.command(rich_help_panel=RUNS)(show)
     app.command(rich_help_panel=RUNS)(logs)
-    app.command(rich_help_panel=RUNS)(checkpoints)
 
 
 def _now() -> datetime:
@@ -232,39 +221,3 @@ def _last_lines(pieces: Iterable[bytes], count: int) -> Iterator[bytes]:
         kept.append(rest)
     if count:
         yield from kept
-
-
-def checkpoints(run: RunRef, as_json: Json = False) -> None:
-    """List the checkpoints of a run.
-
-    `orch resume RUN --at STEP` goes on from one, `orch sample RUN@STEP` has it write text.
-
-    - `orch checkpoints demo`
-    """
-    with connect() as client:
-        found = client.checkpoints(run)
-    if as_json:
-        print_json(found)
-    elif not found:
-        out.print("no checkpoints yet")
-    else:
-        out.print(checkpoints_table(found))
-
-
-def checkpoints_table(found: Sequence[CheckpointView]) -> Text:
-    """Checkpoints, one a line."""
-    now = _now()
-    return render.table(CHECKPOINT_COLUMNS, [_checkpoint_row(c, now) for c in found], width())
-
-
-def _checkpoint_row(checkpoint: CheckpointView, now: datetime) -> list[Cell]:
-    return [
-        str(checkpoint.step),
-        str(checkpoint.attempt),
-        checkpoint.node,
-        checkpoint.device,
-        render.ago(checkpoint.at, now),
-        render.size(checkpoint.size),
-        render.loss(checkpoint.metrics.get("val/loss")),
-        "" if checkpoint.kept else "removed",
-    ]

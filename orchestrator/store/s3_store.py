@@ -128,8 +128,8 @@ class S3Store:
     """
 
     def __init__(self, uri: str) -> None:
-        self._place = Place.parse(uri)
-        self.uri = self._place.uri
+        self.place = Place.parse(uri)
+        self.uri = self.place.uri
         self._lock = threading.Lock()
         self._client: Any = None
         self._parts = ThreadPoolExecutor(_PARALLEL, "s3-part")
@@ -138,7 +138,7 @@ class S3Store:
 
     def prepare(self) -> None:
         """Check that the bucket can be used; abort unfinished uploads that nobody goes on with."""
-        bucket, prefix = self._place.bucket, self._place.prefix
+        bucket, prefix = self.place.bucket, self.place.prefix
         self._call("look into the bucket", "list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
         before = datetime.now(UTC) - _LEFTOVER
         answer = self._call("list uploads", "list_multipart_uploads", Bucket=bucket, Prefix=prefix)
@@ -181,11 +181,11 @@ class S3Store:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See ObjectStore."""
-        return self._listing(self._place.prefix + check_prefix(prefix))
+        return self._listing(self.place.prefix + check_prefix(prefix))
 
     def delete(self, key: str) -> None:
         """See ObjectStore."""
-        self._call(f"delete {key}", "delete_object", Bucket=self._place.bucket, Key=self._key(key))
+        self._call(f"delete {key}", "delete_object", Bucket=self.place.bucket, Key=self._key(key))
 
     # ------------------------------------------------------------------ writing
 
@@ -210,7 +210,7 @@ class S3Store:
     def _begin(self, name: str, writer: dict[str, str]) -> str:
         """The id of a new multipart upload. Where an answer was lost, that other upload is aborted."""
         asked = Tries()
-        arguments = {"Bucket": self._place.bucket, "Key": name, "Metadata": writer}
+        arguments = {"Bucket": self.place.bucket, "Key": name, "Metadata": writer}
         upload: str = self._call(f"store {name}", "create_multipart_upload", asked, **arguments)["UploadId"]
         if asked.repeated:
             answer = self._call(
@@ -226,7 +226,7 @@ class S3Store:
             answer = self._call(
                 f"store {name}",
                 "upload_part",
-                Bucket=self._place.bucket,
+                Bucket=self.place.bucket,
                 Key=name,
                 UploadId=upload,
                 PartNumber=number,
@@ -262,7 +262,7 @@ class S3Store:
             arguments["Metadata"] = writer
         asked = Tries()
         try:
-            self._asked(operation, asked, Bucket=self._place.bucket, Key=name, **arguments, **condition)
+            self._asked(operation, asked, Bucket=self.place.bucket, Key=name, **arguments, **condition)
         except ClientError as error:
             code = code_of(error)
             exists = bool(condition) and code in _EXISTS
@@ -285,7 +285,7 @@ class S3Store:
             self._call(
                 f"give up storing {name}",
                 "abort_multipart_upload",
-                Bucket=self._place.bucket,
+                Bucket=self.place.bucket,
                 Key=name,
                 UploadId=upload,
             )
@@ -334,7 +334,7 @@ class S3Store:
         """
         from botocore.exceptions import ClientError
 
-        arguments = {"Bucket": self._place.bucket, "Key": name, "Range": f"bytes={start}-{stop - 1}"}
+        arguments = {"Bucket": self.place.bucket, "Key": name, "Range": f"bytes={start}-{stop - 1}"}
         if version:
             arguments["IfMatch"] = version
 
@@ -367,7 +367,7 @@ class S3Store:
         from botocore.exceptions import ClientError
 
         try:
-            return self._asked("head_object", Tries(), Bucket=self._place.bucket, Key=name)
+            return self._asked("head_object", Tries(), Bucket=self.place.bucket, Key=name)
         except ClientError as error:
             if code_of(error) in _MISSING or status_of(error) == 404:
                 return None
@@ -380,10 +380,10 @@ class S3Store:
         more: dict[str, Any] = {}
         while True:
             answer = self._call(
-                f"list {prefix}", "list_objects_v2", Bucket=self._place.bucket, Prefix=prefix, **more
+                f"list {prefix}", "list_objects_v2", Bucket=self.place.bucket, Prefix=prefix, **more
             )
             for entry in answer.get("Contents", []):
-                found.append(ObjectInfo(entry["Key"].removeprefix(self._place.prefix), entry["Size"]))
+                found.append(ObjectInfo(entry["Key"].removeprefix(self.place.prefix), entry["Size"]))
             if not answer.get("IsTruncated"):
                 break
             more = {"ContinuationToken": answer["NextContinuationToken"]}
@@ -393,7 +393,7 @@ class S3Store:
     # ------------------------------------------------------------------ the client
 
     def _key(self, key: str) -> str:
-        return self._place.prefix + check_key(key)
+        return self.place.prefix + check_key(key)
 
     def _call(
         self, action: str, operation: str, asked: Tries | None = None, **arguments: Any
@@ -413,12 +413,12 @@ class S3Store:
     def _connected(self) -> Any:
         with self._lock:
             if self._client is None:
-                self._client = _client(self._place)
+                self._client = _client(self.place)
             return self._client
 
     def _translated(self, error: Exception, action: str) -> StoreError:
-        endpoint = self._place.endpoint or "Amazon S3"
-        return translate(error, self.uri, self._place.bucket, endpoint, action)
+        endpoint = self.place.endpoint or "Amazon S3"
+        return translate(error, self.uri, self.place.bucket, endpoint, action)
 
     def _missing(self, key: str) -> NotFoundError:
         return NotFoundError(f"{self.uri}: there is no {key}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,33 @@ def test_commands_that_read_checkpoints(moved: Moved) -> None:
     assert STEPS in [entry["step"] for entry in listed]
     assert len(moved.stack.orch("sample", run_id(moved), "--tokens", "30")) > 30
     assert "keeps its promises" in moved.stack.orch("doctor", code=None)
+
+
+def test_a_checkpoint_is_taken_elsewhere(moved: Moved, tmp_path: Path) -> None:
+    moved.stack.orch("checkpoints", "export", run_id(moved), str(tmp_path / "plain"))
+    names = {path.name for path in (tmp_path / "plain").iterdir()}
+    assert {"model.safetensors", "optimizer.safetensors", "state.json"} <= names
+    moved.stack.orch("checkpoints", "export", f"{run_id(moved)}@{STEPS}", str(tmp_path / "gpt"), "--nanogpt")
+    assert {path.name for path in (tmp_path / "gpt").iterdir()} == {"ckpt.pt", "meta.pkl"}
+    said = moved.stack.orch("checkpoints", "export", run_id(moved), str(tmp_path / "plain"), code=4)
+    assert "exists already" in said
+
+
+def test_damage_is_found_and_the_one_before_is_used(moved: Moved, tmp_path: Path) -> None:
+    assert "intact" in moved.stack.orch("checkpoints", "verify", run_id(moved))
+    client = moved.server.client()
+    answer = client.list_objects_v2(Bucket=BUCKET, Prefix=f"checkpoints/runs/{run_id(moved)}/data/")
+    newest = f"/{STEPS}-"
+    key = next(e["Key"] for e in answer["Contents"] if newest in e["Key"] and "model.s" in e["Key"])
+    data = bytearray(client.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+    data[len(data) // 2] ^= 1
+    client.put_object(Bucket=BUCKET, Key=key, Body=bytes(data))
+    said = moved.stack.orch("checkpoints", "verify", run_id(moved), "--json", code=8)
+    bad = [one["step"] for one in json.loads(said)["checkpoints"] if one["problems"]]
+    assert bad == [STEPS]
+    done = moved.stack.orch("checkpoints", "export", run_id(moved), str(tmp_path / "before"))
+    assert f"step {STEPS} is in" not in done
+    assert (tmp_path / "before/state.json").is_file()
 
 
 def test_the_key_is_in_no_file(moved: Moved) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.cli import insight, main
+from orchestrator.cli import checkpoints, main
 from orchestrator.cli.runs import resumed_spec
 from orchestrator.domain.states import RunState
 from orchestrator.errors import ConflictError
@@ -338,7 +338,7 @@ def test_sample_is_for_the_built_in_trainer(fake: FakeController, orch: Orch) ->
     ("text", "place"), [("demo", ("demo", None)), ("demo@100", ("demo", 100)), ("a@b@7", ("a@b", 7))]
 )
 def test_places_of_checkpoints(text: str, place: tuple[str, int | None]) -> None:
-    assert insight.split_place(text) == place
+    assert checkpoints.split_place(text) == place
 
 
 # ------------------------------------------------------------------ errors

@@ -1,0 +1,253 @@
+"""`orch checkpoints`: list a run's checkpoints, read them again, take them elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+from typer.core import TyperGroup
+
+from orchestrator.cli import render
+from orchestrator.cli.common import RUNS, Json, RunRef, complete_run, connect, err, out, print_json, width
+from orchestrator.cli.render import Cell, Column
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from orchestrator.client import Client
+    from orchestrator.messages import CheckpointView
+    from orchestrator.store.objects import ObjectStore
+    from orchestrator.store.records import CheckpointRecord
+
+COLUMNS = [
+    Column("STEP", right=True),
+    Column("ATTEMPT", right=True),
+    Column("NODE", least=6),
+    Column("DEVICE", least=6),
+    Column("SAVED"),
+    Column("SIZE", right=True),
+    Column("VAL", right=True),
+    Column(""),
+]
+VERIFY_COLUMNS = [
+    Column("STEP", right=True),
+    Column("ATTEMPT", right=True),
+    Column("FILES", right=True),
+    Column("SIZE", right=True),
+    Column("", wrap=True),
+]
+
+Place = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN[@STEP]",
+        help="The run, and the step of its checkpoint.",
+        autocompletion=complete_run,
+        show_default=False,
+    ),
+]
+
+
+class _ListByDefault(TyperGroup):
+    """`orch checkpoints RUN` is `orch checkpoints list RUN`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """See click's Group."""
+        known = args and args[0] in self.commands
+        return super().resolve_command(ctx, args if known else ["list", *args])
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    group = typer.Typer(
+        cls=_ListByDefault,
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    group.command("list")(checkpoints)
+    group.command("verify")(verify)
+    group.command("export")(export)
+    app.add_typer(
+        group,
+        name="checkpoints",
+        rich_help_panel=RUNS,
+        help="List the checkpoints of a run, verify them, or take one elsewhere.",
+        epilog="`orch checkpoints RUN` lists, without the word.",
+    )
+
+
+def checkpoints(run: RunRef, as_json: Json = False) -> None:
+    """List the checkpoints of a run.
+
+    `orch resume RUN --at STEP` goes on from one, `orch sample RUN@STEP` has it write text.
+
+    - `orch checkpoints demo`
+    """
+    with connect() as client:
+        found = client.checkpoints(run)
+    if as_json:
+        print_json(found)
+    elif not found:
+        out.print("no checkpoints yet")
+    else:
+        out.print(checkpoints_table(found))
+
+
+def verify(place: Place, as_json: Json = False) -> None:
+    """Read checkpoints again and compare their sizes and SHA-256 with what was committed.
+
+    All that are kept, or the one of a step. Ends with 8 where one is damaged. This machine must see the
+    checkpoint store.
+
+    - `orch checkpoints verify demo`
+    - `orch checkpoints verify demo@1000 --json`
+    """
+    from orchestrator.store.checkpoints import verify as problems_of
+
+    with connect() as client:
+        records, store = _kept(client, place)
+    results: list[dict[str, Any]] = []
+    for record in records:
+        if not as_json:
+            err.print(f"reading step {record.step}, {render.size(_size(record))} …", style="dim")
+        problems = problems_of(store, record)
+        results.append({"step": record.step, "attempt": record.attempt, "problems": problems})
+    if as_json:
+        print_json({"checkpoints": results})
+    else:
+        rows: list[list[Cell]] = [
+            [
+                str(record.step),
+                str(record.attempt),
+                str(len(record.files)),
+                render.size(_size(record)),
+                "; ".join(result["problems"]) or "intact",
+            ]
+            for record, result in zip(records, results, strict=True)
+        ]
+        out.print(render.table(VERIFY_COLUMNS, rows, width()))
+    if any(result["problems"] for result in results):
+        raise typer.Exit(8)
+
+
+def export(
+    place: Place,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where to; must not exist.", show_default=False)
+    ],
+    nanogpt: Annotated[
+        bool, typer.Option("--nanogpt", help="Write nanoGPT's ckpt.pt and meta.pkl instead.")
+    ] = False,
+) -> None:
+    """Write a checkpoint to a folder: weights and optimizer as safetensors, the rest as JSON.
+
+    The newest that is intact, or the one of a step. Everything is compared with its SHA-256 first. This
+    machine must see the checkpoint store.
+
+    - `orch checkpoints export demo ./demo-final`
+    - `orch checkpoints export demo@1000 ./out-demo --nanogpt`
+    """
+    from orchestrator.errors import ConflictError
+    from orchestrator.store.checkpoints import restore
+
+    ref, step = split_place(place)
+    with connect() as client:
+        detail = client.run(ref)
+        store = same_store(client)
+    if nanogpt and detail.spec.trainer is None:
+        raise ConflictError(f"run {detail.run.id} is not of the built-in trainer: nanoGPT has no such model")
+    restored = restore(store, detail.run.id, step, folder.absolute())
+    for record, why in restored.skipped:
+        err.print(f"step {record.step} is damaged and was left out: {why}", style="yellow")
+    if nanogpt:
+        raise typer.Exit(_as_nanogpt(folder))
+    out.print(f"step {restored.record.step} is in {folder}")
+
+
+def _as_nanogpt(folder: Path) -> int:
+    """Replace a restored checkpoint by nanoGPT's files; the exit code."""
+    import shutil
+    import subprocess
+
+    aside = folder.with_name(f".{folder.name}-restored")
+    folder.rename(aside)
+    try:
+        folder.mkdir()
+        command = [sys.executable, "-m", "trainer.export", str(aside), str(folder / "ckpt.pt")]
+        return subprocess.run(command, check=False).returncode
+    finally:
+        shutil.rmtree(aside)
+
+
+def _kept(client: Client, place: str) -> tuple[list[CheckpointRecord], ObjectStore]:
+    from orchestrator.errors import NotFoundError
+    from orchestrator.store.runlog import RunLog
+
+    ref, step = split_place(place)
+    run_id = client.run(ref).run.id
+    store = same_store(client)
+    history = RunLog(store, run_id).history()
+    found = [record for record in history.live if step is None or record.step == step]
+    if not found:
+        have = ", ".join(str(record.step) for record in history.live) or "none"
+        raise NotFoundError(f"run {run_id} has no such checkpoint (steps it has: {have})")
+    return found, store
+
+
+def _size(record: CheckpointRecord) -> int:
+    return sum(file.size for file in record.files)
+
+
+def split_place(text: str) -> tuple[str, int | None]:
+    """`run@step` as its parts; the step is None where it is not said."""
+    ref, at, step = text.rpartition("@")
+    if not at:
+        return text, None
+    if not step.isdecimal():
+        raise typer.BadParameter(f"expected RUN or RUN@STEP with a number, got {text!r}")
+    return ref, int(step)
+
+
+def same_store(client: Client) -> ObjectStore:
+    """The controller's checkpoint store, seen from here; SetupError where this machine sees another one."""
+    from orchestrator.errors import NotFoundError, SetupError
+    from orchestrator.store.objects import open_store, store_id
+
+    health = client.health()
+    store = open_store(health.store_uri)
+    try:
+        seen = store_id(store)
+    except NotFoundError:
+        seen = ""
+    if seen != health.store_id:
+        raise SetupError(
+            f"this machine does not see the controller's checkpoint store {health.store_uri}",
+            remedy="run this on the controller's machine, or mount the store at the same path here",
+        )
+    return store
+
+
+def checkpoints_table(found: Sequence[CheckpointView]) -> Text:
+    """Checkpoints, one a line."""
+    from orchestrator.clock import SYSTEM
+
+    now = SYSTEM.now()
+    return render.table(COLUMNS, [_row(checkpoint, now) for checkpoint in found], width())
+
+
+def _row(checkpoint: CheckpointView, now: datetime) -> list[Cell]:
+    return [
+        str(checkpoint.step),
+        str(checkpoint.attempt),
+        checkpoint.node,
+        checkpoint.device,
+        render.ago(checkpoint.at, now),
+        render.size(checkpoint.size),
+        render.loss(checkpoint.metrics.get("val/loss")),
+        "" if checkpoint.kept else "removed",
+    ]

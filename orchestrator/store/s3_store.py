@@ -31,6 +31,9 @@ _BACKOFF_S, _BACKOFF_MOST_S = 0.1, 8.0
 _CONNECT_S, _READ_S = 10.0, 60.0
 _WRITER: Final = "writer"
 """Metadata: who wrote an object. Tells whether a repeated request found what it had written itself."""
+_CREATED_MOST: Final = 64 << 20
+"""Bytes of an object that is created by one conditional request. Multipart uploads can end conditionally too,
+but of six writers at once SeaweedFS let two win."""
 _LEFTOVER: Final = timedelta(days=1)
 """Unfinished uploads older than this belong to nobody any more."""
 _EXISTS: Final = frozenset({"PreconditionFailed", "412"})
@@ -118,9 +121,9 @@ def retried(work: Callable[[], T], tries: Tries | None = None) -> T:
 class S3Store:
     """Keys are the bucket's, after the prefix.
 
-    Create-only writes are conditional (``If-None-Match: *``), whole objects as well as multipart ones. Where
-    a request was carried out but its answer lost, the repeated one is told that the key exists: each writer
-    leaves a mark of its own in the object's metadata, which tells its own object from another's.
+    Create-only writes are one conditional request each (``If-None-Match: *``), so they may have 64 MiB at
+    most. Where a request was carried out but its answer lost, the repeated one is told that the key exists:
+    each writer leaves a mark of its own in the object's metadata, which tells its own object from another's.
 
     An object larger than :data:`PART` is sent and fetched in parts, up to eight at once and in memory.
     An upload that fails takes its parts with it; those of a process that died are removed by
@@ -149,7 +152,6 @@ class S3Store:
     def put(self, key: str, source: Source, *, create_only: bool = False) -> bool:
         """See ObjectStore."""
         name = self._key(key)
-        condition = {"IfNoneMatch": "*"} if create_only else {}
         if create_only and self._exists(name):
             return False  # nothing was read from the source, and nothing sent
         with contextlib.ExitStack() as stack:
@@ -160,10 +162,14 @@ class S3Store:
                 reader = stack.enter_context(source.open("rb", buffering=0))
             else:
                 reader = source
+            if create_only:
+                return self._create(key, name, _read(reader, _CREATED_MOST + 1))
             first = _read(reader, PART)
             if len(first) < PART:
-                return self._send(name, first, condition)
-            return self._send_parts(name, first, reader, condition)
+                self._written(name, "put_object", _new_writer(), Body=first)
+            else:
+                self._send_parts(name, first, reader)
+            return True
 
     def put_all(self, objects: Iterable[tuple[str, Source]]) -> None:
         """See ObjectStore."""
@@ -189,23 +195,22 @@ class S3Store:
 
     # ------------------------------------------------------------------ writing
 
-    def _send(self, name: str, body: bytes, condition: dict[str, str]) -> bool:
-        return self._created(name, "put_object", _new_writer(), condition, Body=body)
+    def _create(self, key: str, name: str, body: bytes) -> bool:
+        if len(body) > _CREATED_MOST:
+            raise StoreError(
+                f"{self.uri}: {key} has more than {_CREATED_MOST} bytes, too many to be create-only"
+            )
+        return self._written(name, "put_object", _new_writer(), Body=body, IfNoneMatch="*")
 
-    def _send_parts(self, name: str, first: bytes, reader: Reader, condition: dict[str, str]) -> bool:
+    def _send_parts(self, name: str, first: bytes, reader: Reader) -> None:
         writer = _new_writer()
         upload = self._begin(name, writer)
         try:
             parts = {"Parts": self._upload(name, upload, first, reader)}
-            created = self._created(
-                name, "complete_multipart_upload", writer, condition, UploadId=upload, MultipartUpload=parts
-            )
+            self._written(name, "complete_multipart_upload", writer, UploadId=upload, MultipartUpload=parts)
         except BaseException:
             self._abort(name, upload)
             raise
-        if not created:
-            self._abort(name, upload)
-        return created
 
     def _begin(self, name: str, writer: dict[str, str]) -> str:
         """The id of a new multipart upload. Where an answer was lost, that other upload is aborted."""
@@ -252,9 +257,7 @@ class S3Store:
                     future.exception()  # a part must not arrive after the upload was given up
         return done
 
-    def _created(
-        self, name: str, operation: str, writer: dict[str, str], condition: dict[str, str], **arguments: Any
-    ) -> bool:
+    def _written(self, name: str, operation: str, writer: dict[str, str], **arguments: Any) -> bool:
         """Carry out a write; False where its condition did not hold because of somebody else's object."""
         from botocore.exceptions import ClientError
 
@@ -262,10 +265,10 @@ class S3Store:
             arguments["Metadata"] = writer
         asked = Tries()
         try:
-            self._asked(operation, asked, Bucket=self.place.bucket, Key=name, **arguments, **condition)
+            self._asked(operation, asked, Bucket=self.place.bucket, Key=name, **arguments)
         except ClientError as error:
             code = code_of(error)
-            exists = bool(condition) and code in _EXISTS
+            exists = "IfNoneMatch" in arguments and code in _EXISTS
             if asked.repeated and (exists or code in _GONE) and self._writer_of(name) == writer[_WRITER]:
                 return True  # an earlier try was carried out, only its answer was lost
             if exists:

@@ -84,19 +84,28 @@ def test_sizes_around_a_part(store: ObjectStore, size: int) -> None:
     assert [info.size for info in store.list("")] == [size]
 
 
-def test_one_of_many_large_creators_wins_and_leaves_no_parts(store: ObjectStore, server: S3Server) -> None:
+def test_one_of_many_large_creators_wins(store: ObjectStore, server: S3Server) -> None:
     bodies = [bytes([number]) * (PART + 1) for number in range(6)]
     barrier = threading.Barrier(len(bodies))
+    for key in ("a", "b", "c"):
 
-    def create(body: bytes) -> bool:
-        barrier.wait(20)
-        return store.put("k", body, create_only=True)
+        def create(body: bytes, key: str = key) -> bool:
+            barrier.wait(20)
+            return store.put(key, body, create_only=True)
 
-    with ThreadPoolExecutor(len(bodies)) as pool:
-        won = list(pool.map(create, bodies))
-    assert sum(won) == 1
-    assert b"".join(store.get("k")) == bodies[won.index(True)]
+        with ThreadPoolExecutor(len(bodies)) as pool:
+            won = list(pool.map(create, bodies))
+        assert sum(won) == 1
+        assert b"".join(store.get(key)) == bodies[won.index(True)]
     assert uploads(server) == []
+
+
+def test_what_is_created_has_its_limit(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.store.s3_store._CREATED_MOST", 100)
+    assert store.put("k", bytes(100), create_only=True)
+    with pytest.raises(StoreError, match="too many to be create-only"):
+        store.put("l", bytes(101), create_only=True)
+    assert [info.key for info in store.list("")] == ["k"]
 
 
 def test_a_source_that_fails_late_leaves_no_parts(store: ObjectStore, server: S3Server) -> None:

@@ -26,7 +26,8 @@ from benchmarks.report import Row, parser, report, row
 from orchestrator.store.checkpoints import CheckpointWriter, restore
 from orchestrator.store.objects import ObjectStore, open_store, store_id
 from orchestrator.store.runlog import RunLog
-from orchestrator.store.s3_store import Place, S3Store
+from orchestrator.store.s3_client import Place
+from orchestrator.store.s3_store import S3Store
 
 MIB = 1 << 20
 RUN = "bench-run"
@@ -158,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--folder", type=Path, help="where to keep files meanwhile (default: a temporary one)"
     )
     arguments = options.parse_args(argv)
-    size, rounds = (64 * MIB, 2) if arguments.quick else (1024 * MIB, 3)
+    size = (arguments.mib or (64 if arguments.quick else 1024)) * MIB
+    rounds = 2 if arguments.quick else 3
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         bench = Bench(arguments.store or (folder / "store").as_uri(), folder, size, rounds)

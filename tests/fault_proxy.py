@@ -8,7 +8,8 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -58,6 +59,8 @@ class FaultProxy:
                     break
         except (ConnectionError, asyncio.IncompleteReadError):
             self.counts["broken off"] += 1
+        except asyncio.CancelledError:
+            pass  # the proxy ends; nobody awaits this task, so that the error would only be logged
         finally:
             writer.close()
 
@@ -153,18 +156,21 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 def fault_proxy(upstream: str, faults: Mapping[str, float], seed: int = 1) -> Iterator[FaultProxy]:
     """Run one on a free port of the loopback device until the end of the block."""
     proxy = FaultProxy(upstream, faults, seed)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    started: Future[tuple[str, Callable[[], object]]] = Future()
+
+    async def work() -> None:
+        ended = asyncio.Event()
+        async with await asyncio.start_server(proxy.serve, "127.0.0.1", 0, limit=1 << 20) as server:
+            loop = asyncio.get_running_loop()
+            port = server.sockets[0].getsockname()[1]
+            started.set_result((f"http://127.0.0.1:{port}", lambda: loop.call_soon_threadsafe(ended.set)))
+            await ended.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(work()), daemon=True)
     thread.start()
-
-    async def begin() -> asyncio.Server:
-        return await asyncio.start_server(proxy.serve, "127.0.0.1", 0, limit=1 << 20)
-
-    server = asyncio.run_coroutine_threadsafe(begin(), loop).result(10)
-    proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    proxy.url, end = started.result(10)
     try:
         yield proxy
     finally:
-        loop.call_soon_threadsafe(server.close)
-        loop.call_soon_threadsafe(loop.stop)
+        end()
         thread.join(10)

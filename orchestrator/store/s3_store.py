@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import random
 import threading
-import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Any, Final
 
-from orchestrator.errors import NotFoundError, SetupError, StoreError
+from orchestrator.errors import NotFoundError, StoreError
 from orchestrator.store.protocol import CHUNK, ObjectInfo, Reader, Source, check_key, check_prefix
-from orchestrator.store.s3_errors import code_of, is_transient, status_of, translate
+from orchestrator.store.s3_client import PARALLEL, Place, Tries, connect, retried
+from orchestrator.store.s3_errors import code_of, status_of, translate
 
-T = TypeVar("T")
 PART: Final = 8 << 20
 """Bytes of one request's body. Larger objects travel in several requests side by side."""
-_PARALLEL: Final = 8
-_ATTEMPTS: Final = 10
-_BACKOFF_S, _BACKOFF_MOST_S = 0.1, 8.0
-_CONNECT_S, _READ_S = 10.0, 60.0
 _WRITER: Final = "writer"
 """Metadata: who wrote an object. Tells whether a repeated request found what it had written itself."""
 _CREATED_MOST: Final = 64 << 20
@@ -40,82 +31,6 @@ _EXISTS: Final = frozenset({"PreconditionFailed", "412"})
 _MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 _BEYOND: Final = frozenset({"InvalidRange", "416"})
 _GONE: Final = frozenset({"NoSuchUpload", "404"})
-
-
-@dataclass(frozen=True)
-class Place:
-    """What ``s3://bucket/prefix?endpoint=…&region=…&profile=…`` says."""
-
-    bucket: str
-    prefix: str
-    """Empty, or ends with a slash."""
-    endpoint: str | None
-    region: str | None
-    profile: str | None
-
-    @classmethod
-    def parse(cls, uri: str) -> Place:
-        """SetupError where the URI says something else, a secret for example."""
-        parts = urlsplit(uri)
-        if "@" in parts.netloc:
-            raise SetupError(
-                "an s3:// URI may not contain an access key",
-                remedy="Keep it in the environment or ~/.aws/credentials; name its profile by ?profile=NAME.",
-            )
-        options = parse_qs(parts.query, keep_blank_values=True)
-        unknown = sorted(set(options) - {"endpoint", "region", "profile"})
-        if unknown or not parts.netloc or parts.fragment:
-            raise SetupError(
-                f"an s3:// URI cannot say {', '.join(unknown)}"
-                if unknown
-                else "an s3:// URI names no bucket",
-                remedy="Write s3://BUCKET/PREFIX?endpoint=http://HOST:PORT&region=REGION&profile=NAME; "
-                "all but the bucket can be left out.",
-            )
-        prefix = unquote(parts.path).strip("/")
-        if prefix:
-            check_key(prefix)
-        chosen = {name: values[-1] or None for name, values in options.items()}
-        return cls(
-            parts.netloc,
-            f"{prefix}/" if prefix else "",
-            chosen.get("endpoint"),
-            chosen.get("region"),
-            chosen.get("profile"),
-        )
-
-    @property
-    def uri(self) -> str:
-        """In one form for all ways to write it, without where it is reached."""
-        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
-
-
-@dataclass
-class Tries:
-    """How often a request was sent."""
-
-    made: int = 0
-
-    @property
-    def repeated(self) -> bool:
-        """Whether an earlier try may have been carried out without our knowing."""
-        return self.made > 1
-
-
-def retried(work: Callable[[], T], tries: Tries | None = None) -> T:
-    """Do it again while that may help, after pauses that double and are spread by chance; raises the last
-    error.
-    """
-    tries = tries or Tries()
-    while True:
-        tries.made += 1
-        try:
-            return work()
-        except Exception as error:
-            if tries.made >= _ATTEMPTS or not is_transient(error):
-                raise
-        longest = min(_BACKOFF_MOST_S, _BACKOFF_S * 2**tries.made)
-        time.sleep(random.uniform(0.0, longest))
 
 
 class S3Store:
@@ -135,7 +50,7 @@ class S3Store:
         self.uri = self.place.uri
         self._lock = threading.Lock()
         self._client: Any = None
-        self._parts = ThreadPoolExecutor(_PARALLEL, "s3-part")
+        self._parts = ThreadPoolExecutor(PARALLEL, "s3-part")
 
     # ------------------------------------------------------------------ protocol
 
@@ -245,7 +160,7 @@ class S3Store:
         try:
             while body:
                 under_way.append(self._parts.submit(send, number, body))
-                if len(under_way) == _PARALLEL:
+                if len(under_way) == PARALLEL:
                     done.append(under_way.popleft().result())
                 body, number = _read(reader, PART), number + 1
             done.extend(future.result() for future in under_way)
@@ -312,7 +227,7 @@ class S3Store:
         ahead: deque[Future[tuple[bytes, int, str] | None]] = deque()
         try:
             while True:
-                while position < end and len(ahead) < _PARALLEL:
+                while position < end and len(ahead) < PARALLEL:
                     stop = min(end, position + PART)
                     ahead.append(self._parts.submit(self._piece, key, name, position, stop, version))
                     position = stop
@@ -416,7 +331,7 @@ class S3Store:
     def _connected(self) -> Any:
         with self._lock:
             if self._client is None:
-                self._client = _client(self.place)
+                self._client = connect(self.place)
             return self._client
 
     def _translated(self, error: Exception, action: str) -> StoreError:
@@ -425,27 +340,6 @@ class S3Store:
 
     def _missing(self, key: str) -> NotFoundError:
         return NotFoundError(f"{self.uri}: there is no {key}")
-
-
-def _client(place: Place) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    session = boto3.Session(profile_name=place.profile, region_name=place.region)
-    return session.client(
-        "s3",
-        endpoint_url=place.endpoint,
-        region_name=place.region or session.region_name or os.environ.get("AWS_REGION") or "us-east-1",
-        config=Config(
-            retries={
-                "total_max_attempts": 1
-            },  # `retried` does that: it must be known whether one was repeated
-            connect_timeout=_CONNECT_S,
-            read_timeout=_READ_S,
-            max_pool_connections=2 * _PARALLEL,
-            s3={"addressing_style": "path"} if place.endpoint else {},
-        ),
-    )
 
 
 def _new_writer() -> dict[str, str]:

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.errors import StoreUnavailableError
 from orchestrator.store.checkpoints import CheckpointWriter, checkpoints, verify
-from orchestrator.store.objects import open_store, store_id
+from orchestrator.store.objects import open_store, read_bytes, store_id
 from orchestrator.store.runlog import RunLog
 from orchestrator.store.s3_store import PART
 from tests.fault_proxy import FaultProxy, fault_proxy
@@ -36,6 +36,24 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server
             monkeypatch.setenv(name, value)
         running.client().create_bucket(Bucket=BUCKET)
         yield running
+
+
+def test_a_lost_answer_is_no_lost_race(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was carried out counts as done, although only a repeated request was answered."""
+    monkeypatch.setattr("orchestrator.store.s3_client._BACKOFF_S", 0.001)
+    direct = open_store(server.uri(BUCKET, "s"))
+    with fault_proxy(server.endpoint, {"reply_lost": 0.4}) as proxy:
+        store = open_store(f"s3://{BUCKET}/s?endpoint={proxy.url}")
+        for number in range(12):
+            assert store.put(f"own/{number}", b"mine", create_only=True)
+            direct.put(f"theirs/{number}", b"theirs")
+            assert not store.put(f"theirs/{number}", b"mine", create_only=True)
+        for number in range(6):
+            store.put(f"large/{number}", bytes(LARGE))
+        assert proxy.counts["reply_lost"] > 15
+    assert [info.size for info in direct.list("large/")] == [LARGE] * 6
+    assert read_bytes(direct, "theirs/7") == b"theirs"
+    assert "Uploads" not in server.client().list_multipart_uploads(Bucket=BUCKET)
 
 
 @pytest.mark.timeout(1800)

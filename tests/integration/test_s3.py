@@ -208,7 +208,7 @@ def test_a_profile_is_used(server: S3Server, monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.store.s3_store._ATTEMPTS", 2)
+    monkeypatch.setattr("orchestrator.store.s3_client._ATTEMPTS", 2)
     endpoint = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(StoreUnavailableError, match=f"{endpoint} does not answer"):
         open_store(f"s3://{BUCKET}/x?endpoint={endpoint}").put("k", b"")

@@ -158,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument(
         "--folder", type=Path, help="where to keep files meanwhile (default: a temporary one)"
     )
+    options.add_argument("--mib", type=int, help="size of the file (default: 1024, with --quick 64)")
     arguments = options.parse_args(argv)
     size = (arguments.mib or (64 if arguments.quick else 1024)) * MIB
     rounds = 2 if arguments.quick else 3

@@ -45,7 +45,7 @@ def seconds(work: Callable[[], object]) -> float:
 def in_turns(rounds: int, tidy: Callable[[], object], *sides: Callable[[int], object]) -> list[list[float]]:
     """Seconds of each side, in turns that begin with another side each time, since what ran before matters to
     a disk; each is called with the number of the round. After each, `tidy` removes what it made: no
-    checkpoint is ever written over another, and to free a large file takes as long as to write half of it.
+    checkpoint is ever written over another, and to free a large file takes long, too.
     """
     times: list[list[float]] = [[] for _ in sides]
     for number in range(rounds):

@@ -109,9 +109,8 @@ def connect(place: Place) -> Any:
         endpoint_url=place.endpoint,
         region_name=place.region or session.region_name or os.environ.get("AWS_REGION") or "us-east-1",
         config=Config(
-            retries={
-                "total_max_attempts": 1
-            },  # `retried` does that: it must be known whether one was repeated
+            # `retried` sends requests again: it must be known whether one was repeated.
+            retries={"total_max_attempts": 1},
             connect_timeout=_CONNECT_S,
             read_timeout=_READ_S,
             max_pool_connections=2 * PARALLEL,

@@ -60,6 +60,10 @@ class ObjectStore(Protocol):
 
         With `create_only` False means that the key exists already, and that object is durable too; of several
         writers at once exactly one gets True.
+
+        After StoreUnavailableError nothing is stored, but what had been sent may be remembered: then a later
+        `put` of the same key by the same object sends only what is missing or has changed, and `delete` gives
+        it up. After any other error nothing is left.
         """
         ...
 
@@ -81,7 +85,7 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object; a missing one is fine."""
+        """Remove an object, and what is left of an interrupted `put`; a missing one is fine."""
         ...
 
 

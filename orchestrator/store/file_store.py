@@ -33,6 +33,7 @@ from orchestrator.store.protocol import (
     check_key,
     check_prefix,
 )
+from orchestrator.store.throttle import Pace, Paces, process_paces
 
 _LOG = logging.getLogger(__name__)
 _TEMPORARY: Final = ".tmp"
@@ -56,8 +57,9 @@ class FileStore:
     unless it carries the same store identity.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, paces: Paces | None = None) -> None:
         self.root = root
+        self._paces = paces or process_paces()
         self.uri = root.as_uri()
         self._place: tuple[int, int] | None = None
         self._identity: bytes | None = None
@@ -108,7 +110,7 @@ class FileStore:
             # Absence means something to callers: it must not come from a mount that has just gone.
             self._check_root()
             raise NotFoundError(f"{self.uri}: there is no {key}")
-        return _Stream(self, key, descriptor, start, end)
+        return _Stream(self, key, descriptor, start, end, self._paces.down)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See ObjectStore. Symbolic links are not objects."""
@@ -158,8 +160,9 @@ class FileStore:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             for chunk in _chunks(source):
-                with self._edge("write"):
-                    write_all(descriptor, chunk)
+                for block in self._paces.up.blocks(chunk):
+                    with self._edge("write"):
+                        write_all(descriptor, block)
             with self._edge("write"):
                 os.fsync(descriptor)
                 # What is read back for verification shall come from the disk or server, not from our own
@@ -281,14 +284,16 @@ class FileStore:
 class _Stream(Iterator[bytes]):
     """Chunks of an open file; the descriptor is closed at the end, on an error and when nobody listens."""
 
-    def __init__(self, store: FileStore, key: str, descriptor: int, start: int, end: int | None) -> None:
-        self._store, self._key, self._position, self._end = store, key, start, end
+    def __init__(
+        self, store: FileStore, key: str, descriptor: int, start: int, end: int | None, pace: Pace
+    ) -> None:
+        self._store, self._key, self._position, self._end, self._pace = store, key, start, end, pace
         self._descriptor: int | None = descriptor
 
     def __next__(self) -> bytes:
         if self._descriptor is None:
             raise StopIteration
-        wanted = CHUNK if self._end is None else min(CHUNK, self._end - self._position)
+        wanted = self._pace.block if self._end is None else min(self._pace.block, self._end - self._position)
         try:
             chunk = os.pread(self._descriptor, wanted, self._position) if wanted > 0 else b""
         except OSError as error:
@@ -297,6 +302,7 @@ class _Stream(Iterator[bytes]):
         if not chunk:
             self.close()
             raise StopIteration
+        self._pace.take(len(chunk))
         self._position += len(chunk)
         return chunk
 

@@ -22,7 +22,7 @@ class NoHardLinksError(OSError):
     """The filesystem has no hard links, or the names are on two filesystems."""
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write everything, however many calls it takes."""
     view = memoryview(data)
     while view:

@@ -8,8 +8,9 @@ import uuid
 from typing import Any, Final
 
 from orchestrator.errors import StoreError
-from orchestrator.store.s3_client import Place, Tries, connect, retried
+from orchestrator.store.s3_client import Place, Tries, connect, retried, sending
 from orchestrator.store.s3_errors import code_of, status_of, translate
+from orchestrator.store.throttle import Pace
 
 WRITER: Final = "writer"
 """Metadata: who wrote an object. Tells whether a repeated request found what it had written itself."""
@@ -21,8 +22,9 @@ GONE: Final = frozenset({"NoSuchUpload", "404"})
 class Requests:
     """What is asked of the server. `name` is a key with the store's prefix."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, up: Pace) -> None:
         self.place = place
+        self._up = up
         self._lock = threading.Lock()
         self._client: Any = None
 
@@ -42,11 +44,16 @@ class Requests:
         except Exception as error:
             raise self.translated(error, action) from error
 
-    def asked(self, operation: str, tries: Tries, **arguments: Any) -> dict[str, Any]:
-        """The answer; errors are botocore's."""
+    def asked(
+        self, operation: str, tries: Tries, *, data: bytes | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """The answer; errors are botocore's. `data` is the body to send, at the pace that is allowed."""
 
         def ask() -> dict[str, Any]:
-            answer: dict[str, Any] = getattr(self.client(), operation)(Bucket=self.place.bucket, **arguments)
+            method = getattr(self.client(), operation)
+            body = {} if data is None else {"Body": self._up.body(data)}
+            with sending(body.get("Body")):
+                answer: dict[str, Any] = method(Bucket=self.place.bucket, **body, **arguments)
             return answer
 
         return retried(ask, tries)

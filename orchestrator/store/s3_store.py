@@ -17,6 +17,7 @@ from orchestrator.store.s3_client import PARALLEL, Place, retried
 from orchestrator.store.s3_errors import code_of
 from orchestrator.store.s3_requests import EXISTS, MISSING, Requests, new_writer
 from orchestrator.store.s3_upload import PART, Uploads, read_exactly
+from orchestrator.store.throttle import Paces, process_paces
 
 _CREATED_MOST: Final = 64 << 20
 """Bytes of an object that is created by one conditional request. Multipart uploads can end conditionally too,
@@ -39,12 +40,15 @@ class S3Store:
     later.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, paces: Paces | None = None) -> None:
+        paces = paces or process_paces()
         self.place = Place.parse(uri)
         self.uri = self.place.uri
-        self._requests = Requests(self.place)
+        self._requests = Requests(self.place, paces.up)
         self._parts = ThreadPoolExecutor(PARALLEL, "s3-part")
-        self._uploads = Uploads(self._requests, self._parts)
+        self._uploads = Uploads(self._requests, self._parts, paces.up)
+        self._down = paces.down
+        self._most = paces.down.piece(PART)
 
     # ------------------------------------------------------------------ protocol
 
@@ -115,12 +119,12 @@ class S3Store:
 
     def _put(self, name: str, body: bytes, **condition: str) -> bool:
         writer = new_writer()
-        return self._requests.written(name, "put_object", writer, Body=body, Metadata=writer, **condition)
+        return self._requests.written(name, "put_object", writer, data=body, Metadata=writer, **condition)
 
     # ------------------------------------------------------------------ reading
 
     def _fetch(self, key: str, name: str, start: int, end: int | None) -> Iterator[bytes]:
-        stop = start + PART if end is None else min(end, start + PART)
+        stop = start + self._most if end is None else min(end, start + self._most)
         piece = self._piece(key, name, start, stop, None)
         if piece is None:
             return iter(())
@@ -137,7 +141,7 @@ class S3Store:
         try:
             while True:
                 while position < end and len(ahead) < PARALLEL:
-                    stop = min(end, position + PART)
+                    stop = min(end, position + self._most)
                     ahead.append(self._parts.submit(self._piece, key, name, position, stop, version))
                     position = stop
                 for place in range(0, len(body), CHUNK):
@@ -164,8 +168,12 @@ class S3Store:
             arguments["IfMatch"] = version
 
         def fetch() -> tuple[bytes, int, str]:
+            if version:
+                self._down.take(stop - start)
             answer = self._requests.client().get_object(**arguments)
             body: bytes = answer["Body"].read()
+            if not version:  # only now it is known how many they are
+                self._down.take(len(body))
             size = _size(answer, len(body))
             if len(body) != min(stop, size) - start:
                 raise ConnectionError(f"{len(body)} bytes came instead of {min(stop, size) - start}")

@@ -15,11 +15,15 @@ from orchestrator.store.protocol import CHUNK, Reader
 from orchestrator.store.s3_client import Tries
 from orchestrator.store.s3_errors import code_of, is_transient
 from orchestrator.store.s3_requests import GONE, Requests, new_writer
+from orchestrator.store.throttle import Pace
 
 PART: Final = 8 << 20
 """Bytes of one request's body. Larger objects travel in several requests side by side."""
 UPLOADS: Final = 4
-"""Parts of one object that are sent at a time. More are not faster, and all may be lost half sent."""
+"""Parts of one object that are sent at a time; more are not faster."""
+_UPLOADS_AT_FIRST: Final = 2
+_AT_FIRST: Final = 8
+"""So many of the first parts: what is under way when the server goes is lost, at most a quarter of them."""
 REMEMBERED: Final = 8
 """Interrupted uploads that a store remembers; each takes about 300 bytes of memory a part."""
 
@@ -56,8 +60,9 @@ class Uploads:
     fails for any other reason takes its parts with it.
     """
 
-    def __init__(self, requests: Requests, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, requests: Requests, pool: ThreadPoolExecutor, up: Pace) -> None:
         self._requests = requests
+        self._most = up.parallel(UPLOADS)
         self._pool = pool
         self._lock = threading.Lock()
         self._interrupted: OrderedDict[str, Upload] = OrderedDict()
@@ -170,12 +175,12 @@ class Uploads:
                     Key=upload.name,
                     UploadId=upload.id,
                     PartNumber=number,
-                    Body=body,
+                    data=body,
                 )
                 part = upload.sent[number] = SentPart(number, len(body), digest, answer["ETag"])
             return part
 
-        return _in_order(self._pool, UPLOADS, send, first, reader)
+        return _in_order(self._pool, self._most, send, first, reader)
 
 
 def _in_order(
@@ -192,7 +197,7 @@ def _in_order(
     try:
         while body:
             under_way.append(pool.submit(send, number, body))
-            if len(under_way) == most:
+            while len(under_way) >= (most if number > _AT_FIRST else min(most, _UPLOADS_AT_FIRST)):
                 done.append(under_way.popleft().result())
             body, number = read_exactly(reader, PART), number + 1
         done.extend(future.result() for future in under_way)

@@ -10,8 +10,10 @@ import pytest
 
 from orchestrator.errors import StoreUnavailableError
 from orchestrator.store.objects import ObjectStore, open_store
+from orchestrator.store.s3_store import S3Store
 from orchestrator.store.s3_upload import PART
-from tests.relay import Relay, relay
+from orchestrator.store.throttle import Paces, TokenBucket
+from tests.relay import Relay, most_within, relay
 from tests.s3 import S3Server, s3_server
 
 BUCKET = "transfers"
@@ -76,7 +78,6 @@ def test_an_interrupted_upload_goes_on(
     interrupted(store, way, source, 33 * MIB)
     assert uploads(server) == ["x/k"]
     assert store.put("k", source)
-    print("RATIO", way.sent / (64 * MIB))
     assert way.sent < 1.3 * 64 * MIB
     assert b"".join(store.get("k")) == source.read_bytes()
 
@@ -142,3 +143,35 @@ def test_few_interrupted_uploads_are_remembered(
     assert store.put("k", source)
     assert way.sent - before > 64 * MIB
     client.abort_multipart_upload(Bucket=BUCKET, Key="x/k", UploadId=left["x/k"])
+
+
+# ---------------------------------------------------------------------- limits
+
+LIMIT = 4_000_000
+
+
+def limited(way: Relay) -> ObjectStore:
+    """A store that may send and fetch 4 MB/s."""
+    paces = Paces(TokenBucket(LIMIT), TokenBucket(LIMIT))
+    return S3Store(f"s3://{BUCKET}/x?endpoint={way.url}", paces)
+
+
+@pytest.mark.parametrize("size", [8_000_000, PART + 400_000])
+def test_limits_are_kept_and_used(way: Relay, server: S3Server, size: int) -> None:
+    """In one request, and in parts side by side."""
+    store, data = limited(way), os.urandom(size)
+    store.put("warm", b"")
+    way.up.clear()
+    store.put("k", data)
+    assert size / LIMIT == pytest.approx(lasted(way.up), rel=0.2)
+    assert most_within(way.up, 0.25) < 2 * 0.25 * LIMIT
+    way.down.clear()
+    assert b"".join(store.get("k")) == data
+    assert size / LIMIT == pytest.approx(lasted(way.down), rel=0.2)
+    assert most_within(way.down, 0.25) < 2 * 0.25 * LIMIT
+    assert uploads(server) == []
+
+
+def lasted(passed: list[tuple[float, int]]) -> float:
+    """Seconds from the first to the last byte."""
+    return passed[-1][0] - passed[0][0]

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import DamagedError, FencedError, StoreError, StoreUnavailableError
+from orchestrator.store.cache import OnBytes, silent
 from orchestrator.store.protocol import ObjectStore, Source
 from orchestrator.store.records import (
     CheckpointRecord,
@@ -64,11 +65,13 @@ class CheckpointWriter:
         node: str,
         points: bytes = b"",
         parent: CheckpointRecord | None = None,
+        on_bytes: OnBytes = silent,
     ) -> CheckpointRecord:
         """Make a finished directory a checkpoint of the run. Durable and loadable once this returns.
 
         `points` are JSON lines measured since the last commit, stored with it; `parent` is the checkpoint
-        that this attempt went on from. Metrics that are not finite are left out.
+        that this attempt went on from. Metrics that are not finite are left out. `on_bytes` is told how many
+        bytes of the directory have been taken for upload since its last call.
 
         A step that has a checkpoint already: the first one counts and is returned, nothing is uploaded, and
         the points travel with the next commit. Only where the first one comes from an earlier attempt and
@@ -89,7 +92,7 @@ class CheckpointWriter:
         prefix = data_prefix(self._claim.run_id, self._claim.attempt, step, token)
         points_at = points_key(self._claim.run_id, self._claim.attempt, step, token)
         with self._removed_on_error(prefix, points_at, sent=False):
-            files = self._upload(directory, prefix)
+            files = self._upload(directory, prefix, on_bytes)
             stored = self._upload_points(points_at, self._carried + points)
         with self._removed_on_error(prefix, points_at, sent=True):
             record = self._claim.append(
@@ -140,12 +143,12 @@ class CheckpointWriter:
     def _retire(self, records: list[CheckpointRecord], why: str) -> None:
         self._claim.append(lambda stamp: retire(stamp, records, why))
 
-    def _upload(self, directory: Path, prefix: str) -> tuple[FileEntry, ...]:
+    def _upload(self, directory: Path, prefix: str, on_bytes: OnBytes) -> tuple[FileEntry, ...]:
         entries: list[FileEntry] = []
 
         def objects() -> Iterator[tuple[str, Source]]:
             for path in scan(directory, self._limits):
-                with open_file(directory, path) as reader:
+                with open_file(directory, path, on_bytes) as reader:
                     yield data_key(prefix, path), reader
                     entries.append(reader.entry(path))
 

@@ -14,6 +14,7 @@ from typing import Final
 from orchestrator.errors import NotFoundError, SetupError, StoreError, StoreFullError, StoreUnavailableError
 from orchestrator.store.posix import (
     NoHardLinksError,
+    aligned,
     entries,
     link,
     open_fresh,
@@ -21,12 +22,14 @@ from orchestrator.store.posix import (
     remove_empty,
     remove_stale,
     replace,
+    start_writing,
     sync_folder,
     write_all,
 )
 from orchestrator.store.protocol import (
     CHUNK,
     IDENTITY_KEY,
+    IntoReader,
     ObjectInfo,
     Reader,
     Source,
@@ -37,6 +40,10 @@ from orchestrator.store.throttle import Pace, Paces, process_paces
 
 _LOG = logging.getLogger(__name__)
 _TEMPORARY: Final = ".tmp"
+_BUFFER: Final = 256 << 10
+"""Bytes that are copied at a time; they stay in the processor's cache."""
+_SLICE: Final = 8 << 20
+"""After so many bytes the disk begins to write, rather than at the end with all of them."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _MISNAMED = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -159,10 +166,16 @@ class FileStore:
         with self._edge("write"):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
+            written = begun = 0
             for chunk in _chunks(source):
                 for block in self._paces.up.blocks(chunk):
                     with self._edge("write"):
                         write_all(descriptor, block)
+                written += len(chunk)
+                if written - begun >= _SLICE:
+                    with self._edge("write"):
+                        start_writing(descriptor, begun, written - begun)
+                    begun = written
             with self._edge("write"):
                 os.fsync(descriptor)
                 # What is read back for verification shall come from the disk or server, not from our own
@@ -316,7 +329,8 @@ class _Stream(Iterator[bytes]):
         self.close()
 
 
-def _chunks(source: Source) -> Iterator[bytes]:
+def _chunks(source: Source) -> Iterator[bytes | memoryview]:
+    """The bytes of a source; each chunk holds until the next one is asked for."""
     if isinstance(source, bytes):
         yield source
     elif isinstance(source, Path):
@@ -326,6 +340,11 @@ def _chunks(source: Source) -> Iterator[bytes]:
         yield from _read(source)
 
 
-def _read(reader: Reader) -> Iterator[bytes]:
-    while chunk := reader.read(CHUNK):
-        yield chunk
+def _read(reader: Reader) -> Iterator[bytes | memoryview]:
+    if isinstance(reader, IntoReader):
+        buffer = aligned(_BUFFER)
+        while size := reader.readinto(buffer):
+            yield buffer[:size]
+    else:
+        while chunk := reader.read(CHUNK):
+            yield chunk

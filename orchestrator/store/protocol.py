@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from orchestrator.errors import StoreError
 
@@ -28,6 +28,15 @@ class Reader(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; none at the end."""
+        ...
+
+
+@runtime_checkable
+class IntoReader(Protocol):
+    """A reader that can fill a buffer, which saves copies. Files can."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill the beginning of the buffer; how many bytes that were, 0 at the end."""
         ...
 
 

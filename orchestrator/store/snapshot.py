@@ -89,6 +89,14 @@ class HashingReader:
         self._on_bytes(len(chunk))
         return chunk
 
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the beginning of the buffer; how many bytes that were, 0 at the end."""
+        size = os.readv(self._descriptor, [buffer])
+        self._hash.update(buffer[:size])
+        self.size += size
+        self._on_bytes(size)
+        return size
+
     def entry(self, path: str) -> FileEntry:
         """The manifest's line for what was read."""
         return FileEntry(path=path, size=self.size, sha256=self._hash.hexdigest())

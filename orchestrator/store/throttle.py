@@ -38,7 +38,7 @@ class Pace(Protocol):
         """Connections to use side by side."""
         ...
 
-    def blocks(self, data: bytes) -> Iterator[bytes | memoryview]:
+    def blocks(self, data: bytes | memoryview) -> Iterator[bytes | memoryview]:
         """The data, piece by piece as it may pass."""
         ...
 
@@ -63,7 +63,7 @@ class Unlimited:
         """All of them."""
         return most
 
-    def blocks(self, data: bytes) -> Iterator[bytes | memoryview]:
+    def blocks(self, data: bytes | memoryview) -> Iterator[bytes | memoryview]:
         """In one piece."""
         yield data
 
@@ -100,7 +100,7 @@ class TokenBucket:
         """See Pace."""
         return max(1, min(most, int(self.rate / _STREAM)))
 
-    def blocks(self, data: bytes) -> Iterator[bytes | memoryview]:
+    def blocks(self, data: bytes | memoryview) -> Iterator[bytes | memoryview]:
         """See Pace."""
         view = memoryview(data)
         for place in range(0, len(view), self.block):

@@ -97,7 +97,7 @@ class Bench:
             for _ in range(size // MIB):
                 file.write(os.urandom(MIB))
         self.commits = 0
-        self.cache = CheckpointCache(folder / "cache", 4 * size)
+        self.empty, self.kept = (CheckpointCache(folder / name, 4 * size) for name in ("empty", "kept"))
 
     def put(self, number: int) -> None:
         """Ours."""
@@ -117,7 +117,7 @@ class Bench:
     def tidy_local(self) -> None:
         """Remove what was fetched."""
         for path in self.folder.iterdir():
-            if path.name.startswith("restored-"):
+            if path.name.startswith("restored-") or path == self.empty.folder:
                 shutil.rmtree(path)
             elif path.is_file() and path != self.source:
                 path.unlink()
@@ -131,13 +131,21 @@ class Bench:
 
     def restore(self, number: int) -> None:
         """The whole of a restore to a node that has nothing, until its tensors are in memory."""
-        shutil.rmtree(self.cache.folder, ignore_errors=True)
-        self.restore_cached(number)
+        self.restore_with(self.empty, number)
 
     def restore_cached(self, number: int) -> None:
-        """The same where the node has kept the file."""
+        """The same where the node has kept the files."""
+        self.restore_with(self.kept, number)
+
+    def keep(self) -> None:
+        """Fill the node's cache."""
+        self.restore_cached(-1)
+        self.tidy_local()
+
+    def restore_with(self, cache: CheckpointCache, number: int) -> None:
+        """A restore."""
         into = self.folder / f"restored-{number}"
-        restore(self.store, RUN, None, into, cache=self.cache)
+        restore(self.store, RUN, None, into, cache=cache)
         self.load(into)
 
     def load(self, folder: Path) -> None:
@@ -176,6 +184,7 @@ def folder_rows(bench: Bench) -> list[Row]:
 
     ours, peer, commits = in_turns(bench.rounds, tidy, bench.put, copy, bench.commit)
     bench.store.put("bench/kept", bench.source)
+    bench.keep()
     got, copied, loaded, restored, cached = in_turns(
         bench.rounds, bench.tidy_local, bench.get, back, back_and_load, bench.restore, bench.restore_cached
     )
@@ -214,6 +223,7 @@ def s3_rows(bench: Bench) -> list[Row]:
     up = min(configs, key=lambda config: seconds(lambda: upload(config)))
     down = min(configs, key=lambda config: seconds(lambda: download(config)))
     bench.store.put("bench/kept", bench.source)
+    bench.keep()
     ours, peer, commits = in_turns(bench.rounds, bench.tidy, bench.put, lambda _: upload(up), bench.commit)
 
     for name in FILES:

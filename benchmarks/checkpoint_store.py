@@ -281,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = Path(name)
             place = uri or (folder / "store").as_uri()
             rows += store_rows(Bench(place, folder, size, rounds))
+        report(rows, arguments.json, {"MiB": size // MIB})
         with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
             rows += stall_rows(uri or Path(name, "store").as_uri(), arguments.quick)
         report(rows, arguments.json, {"MiB": size // MIB})

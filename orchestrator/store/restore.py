@@ -128,6 +128,12 @@ def checked(store: ObjectStore, key: str, expected: FileEntry | PointsRef) -> It
         raise DamagedError(f"{name} does not match its SHA-256")
 
 
+def drained(store: ObjectStore, key: str, expected: FileEntry | PointsRef) -> None:
+    """Read an object whole; DamagedError where it is not as expected."""
+    for _ in checked(store, key, expected):
+        pass
+
+
 @contextmanager
 def _aside(into: Path) -> Iterator[Path]:
     """A new directory beside `into` that takes its name at the end, and vanishes on an error."""

@@ -114,9 +114,14 @@ class CheckpointWriter:
             files = self._uploader.send(directory, upload.data, self._known())
             stored = self._upload_points(upload.points, self._carried + points)
 
-        def make(stamp: dict[str, Any], history: History) -> CheckpointRecord:
+        arrived: list[CheckpointRecord] = []
+
+        def make(stamp: dict[str, Any], history: History) -> CheckpointRecord | None:
+            if found := history.find(step):
+                arrived[:] = [found]
+                return None
             if upload.data in history.discarded:
-                raise StoreUnavailableError(f"what was sent for step {step} was collected as garbage")
+                raise _collected(upload)
             return CheckpointRecord(
                 **stamp,
                 node=node,
@@ -132,7 +137,11 @@ class CheckpointWriter:
 
         with self._tidied_on_error(upload, sent=True):
             record = self._claim.append_unless(make)
-        assert record is not None
+        if record is None:
+            # An earlier try whose answer was lost has reached the log while this one was sent.
+            self._give_up(upload)
+            self._carried += points
+            return arrived[0]
         self._carried = b""
         return record
 
@@ -223,7 +232,7 @@ class CheckpointWriter:
             if not away:
                 self._give_up(upload)
             if not sent:
-                self._blame_fence(error)
+                self._blame_others(upload, error)
                 if away:
                     self._interrupted = upload
             raise
@@ -238,14 +247,23 @@ class CheckpointWriter:
             # Whoever owns the run next removes it.
             _LOG.warning("left %s behind: %s", upload.data, failure.message)
 
-    def _blame_fence(self, error: StoreError) -> None:
-        """A newer attempt removes what this one was uploading: then the failure is not the store's fault."""
+    def _blame_others(self, upload: _Upload, error: StoreError) -> None:
+        """Where somebody removes what this attempt was uploading, the failure is not the store's fault: a
+        newer attempt, or whoever collects garbage.
+        """
         try:
-            self._claim.check()
+            discarded = self._claim.history().discarded
         except FencedError as fenced:
             raise fenced from error
         except StoreError as second:
             _LOG.warning("after %s: %s", error.message, second.message)
+            return
+        if upload.data in discarded:
+            raise _collected(upload) from error
+
+
+def _collected(upload: _Upload) -> StoreUnavailableError:
+    return StoreUnavailableError(f"what was sent for step {upload.step} was collected as garbage")
 
 
 def checkpoints(store: ObjectStore, run_id: str) -> list[CheckpointRecord]:

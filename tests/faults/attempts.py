@@ -15,14 +15,18 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from orchestrator.errors import FencedError, NotFoundError, StoreUnavailableError
 from orchestrator.store.checkpoints import CheckpointRecord, CheckpointWriter, points, restore
-from orchestrator.store.records import data_key
-from orchestrator.store.runlog import Claim, RunLog
+from orchestrator.store.gc import Garbage, collect
+from orchestrator.store.records import Tag, data_key
+from orchestrator.store.runlog import Claim, History, RunLog
 from tests.faults.stepped import Actor
 from tests.unit.store.memory_store import MemoryStore
 
@@ -36,9 +40,24 @@ CHOICES = 1024
 """A choice is a number below this."""
 
 
+LARGE = 32
+"""Bytes from which a file counts as large here."""
+
+
+@contextmanager
+def small_is_large() -> Iterator[None]:
+    """Have small files go the ways of large ones: sent one by one, not sent twice, shared if unchanged."""
+    with mock.patch.multiple("orchestrator.store.upload", WORTH_SHARING=LARGE, _LARGE=LARGE):
+        yield
+
+
 def contents(step: int, attempt: int) -> dict[str, bytes]:
-    """What an attempt's checkpoint of a step holds."""
-    return {"state.json": b"%d of %d" % (step, attempt), "sub/weights": bytes([step, attempt % 256]) * 40}
+    """What an attempt's checkpoint of a step holds. One large file changes, the other hardly ever does."""
+    return {
+        "state.json": b"%d of %d" % (step, attempt),
+        "sub/frozen": bytes([attempt // 4 % 256]) * LARGE,
+        "sub/weights": bytes([step, attempt % 256]) * LARGE,
+    }
 
 
 class Sources:
@@ -91,6 +110,10 @@ class Log:
         self.live: dict[int, dict[str, Any]] = {}
         """Checkpoints that count, by step, in the order of the log."""
         self.ids: set[str] = set()
+        """Of all fences, and of the checkpoints that counted when they were written."""
+        self.tags: dict[str, str] = {}
+        self._data: set[str] = set()
+        self._discarded: set[str] = set()
 
     def read_on(self) -> bool:
         """Take in what is new, and see that it obeys rules 1 and 2; whether there was anything."""
@@ -104,14 +127,28 @@ class Log:
         assert record["attempt"] >= self.owner, "a record of an earlier attempt came after a fence"
         assert (record["attempt"] > self.owner) == (record["kind"] == "fence")
         self.owner = record["attempt"]
-        self.ids.add(record["id"])
-        if record["kind"] == "checkpoint":
+        if record["kind"] == "fence":
+            self.ids.add(record["id"])
+        elif record["kind"] == "checkpoint":
+            self._commit(record)
+        elif record["kind"] == "retire":
+            self._retire(set(record["checkpoints"]))
+        elif record["kind"] == "tag":
+            self.tags[record["name"]] = record["checkpoint"]
+        else:
+            self._discarded |= set(record["data"]) - self._data
+
+    def _commit(self, record: dict[str, Any]) -> None:
+        if record["data"] not in self._discarded:
             assert record["step"] not in self.live, "two checkpoints of one step count"
             self.live[record["step"]] = record
-        elif record["kind"] == "retire":
-            gone = {step for step, one in self.live.items() if one["id"] in record["checkpoints"]}
-            assert next(reversed(self.live)) not in gone, "the newest checkpoint was retired"
-            self.live = {step: one for step, one in self.live.items() if step not in gone}
+            self.ids.add(record["id"])
+            self._data.add(record["data"])
+
+    def _retire(self, ids: set[str]) -> None:
+        assert not ids & set(self.tags.values()), "a checkpoint with a tag was retired"
+        assert next(reversed(self.live.values()))["id"] not in ids, "the newest checkpoint was retired"
+        self.live = {step: one for step, one in self.live.items() if one["id"] not in ids}
 
     @property
     def newest(self) -> dict[str, Any] | None:
@@ -120,7 +157,9 @@ class Log:
 
 
 class World:
-    """Two attempts are alive at a time, and the newer one is not always the one that moves."""
+    """Two attempts are alive at a time, and the newer one is not always the one that moves. Besides, somebody
+    collects garbage and gives names to checkpoints.
+    """
 
     def __init__(self, sources: Sources, weather: str) -> None:
         self.sources = sources
@@ -128,6 +167,7 @@ class World:
         self.objects = Objects()
         self.log = Log(self.objects)
         self.actors: list[Actor] = []
+        """Attempts, and the one who collects garbage by the number 0."""
         self.writers: dict[int, CheckpointWriter] = {}
         self.acknowledged: list[CheckpointRecord] = []
         self.points: set[bytes] = set()
@@ -143,8 +183,11 @@ class World:
     def step(self, number: int, choice: int) -> None:
         """One decision: which attempt moves, and what becomes of it."""
         self.steps += 1
-        if not self.actors or (len(self.actors) < 2 and choice % 8 == 0):
+        attempts = sum(actor.attempt > 0 for actor in self.actors)
+        if not attempts or (attempts < 2 and choice % 8 == 0):
             self._start_attempt()
+        elif attempts == len(self.actors) and choice % 8 == 7:
+            self.actors.append(Actor(self.objects, 0))
         elif self.late and choice % 32 == 1:
             self.late.pop(choice % len(self.late))()
         else:
@@ -178,6 +221,8 @@ class World:
     def _move(self, actor: Actor, choice: int) -> None:
         if not actor.idle:
             self._let(actor, self.orders[choice % len(self.orders)])
+        elif actor.attempt == 0:
+            self._start_collect(actor, choice)
         elif choice % 4 == 0:
             self._start_retain(actor, choice)
         else:
@@ -230,7 +275,28 @@ class World:
             if steps is None:
                 _expected(error)
 
-        actor.begin(lambda: to.retain(1 + choice // 4 % 2, choice // 8 % 2, "x", "min"), retained)
+        policy = (1 + choice // 4 % 2, choice // 8 % 2)
+        every = 2 if choice // 16 % 4 == 0 else None
+        actor.begin(lambda: to.retain(*policy, "x", "min", keep_every=every), retained)
+
+    def _start_collect(self, actor: Actor, choice: int) -> None:
+        """Somebody collects garbage, wrong perhaps in that the run has ended, or names a checkpoint."""
+        log, now, ended = RunLog(actor.store, RUN), datetime.now(UTC), choice % 3 == 0
+        picked = choice // 4
+
+        def name(stamp: dict[str, Any], history: History) -> Tag:
+            live = [*history.live, None]
+            one = live[picked % len(live)]
+            return Tag(**stamp, name="it", checkpoint=one.id if one else None)
+
+        def done(result: Garbage | Tag | None, error: BaseException | None) -> None:
+            if result is None and not isinstance(error, NotFoundError):
+                _expected(error)
+
+        if choice % 4 == 1:
+            actor.begin(lambda: log.note(name), done)
+        else:
+            actor.begin(lambda: collect(actor.store, RUN, ended=ended, retired_before=now), done)
 
     # ------------------------------------------------------------------ what must hold
 
@@ -241,8 +307,11 @@ class World:
         self.objects.changed = False
         news = self.log.read_on()
         for step, record in self.log.live.items():
-            for path, data in contents(step, record["attempt"]).items():
-                assert self.objects.get(data_key(record["data"], path)) == data, "a live file is not there"
+            expected = contents(step, record["attempt"])
+            assert [file["path"] for file in record["files"]] == sorted(expected)
+            for file in record["files"]:
+                key = file.get("key") or data_key(record["data"], file["path"])
+                assert self.objects.get(key) == expected[file["path"]], "a live file is not there"
         if news:
             assert all(str(record.id) in self.log.ids for record in self.acknowledged)
             self._restore_newest()
@@ -273,7 +342,9 @@ class World:
         self.look()
         assert self.log.newest is not None
         assert self.log.newest["id"] == str(record.id)
-        data = {data_key(record.data, path) for path in contents(9, attempt)}
+        tagged = [one for one in self.log.live.values() if one["id"] in self.log.tags.values()]
+        data = {record.key(file) for record in RunLog(store, RUN).history().live for file in record.files}
+        assert len(self.log.live) == 1 + len(tagged)
         assert {key for key in self.objects if "/data/" in key} == data
         damaged: list[str] = []
         lines = b"".join(points(store, RUN, on_damage=damaged.append)).splitlines(keepends=True)

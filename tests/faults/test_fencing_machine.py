@@ -20,7 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from orchestrator.errors import FencedError
 from orchestrator.store.protocol import CHUNK, Source
-from tests.faults.attempts import CHOICES, WEATHER, Sources, World, walk
+from orchestrator.store.restore import _candidates
+from tests.faults.attempts import CHOICES, WEATHER, Sources, World, small_is_large, walk
 from tests.unit.store.memory_store import MemoryStore
 
 LEAST = 20_000
@@ -43,7 +44,8 @@ def _quiet() -> Iterator[None]:
 @pytest.fixture
 def sources() -> Iterator[Sources]:
     made = Sources()
-    yield made
+    with small_is_large():
+        yield made
     made.close()
 
 
@@ -115,7 +117,8 @@ def _walk(seeds: range) -> tuple[int, int, int]:
     try:
         for seed in seeds:
             try:
-                world = walk(seed, EPISODE, sources)
+                with small_is_large():
+                    world = walk(seed, EPISODE, sources)
             except AssertionError as error:
                 raise AssertionError(f"walk({seed}, {EPISODE}, …): {error}") from error
             steps += world.steps
@@ -155,10 +158,14 @@ def _overwrite(store: MemoryStore, key: str, source: Source, *, create_only: boo
         (f"{MemoryStore.__module__}.MemoryStore.put", _overwrite, "a record was replaced"),
         ("orchestrator.store.runlog.Claim.history", lambda claim: claim.log.history(), "after a fence"),
         ("orchestrator.store.checkpoints.choose", lambda live, *policy: live[-1:], "newest checkpoint was"),
-        ("orchestrator.store.retention._dead", lambda *data: True, "a live file is not there"),
+        ("orchestrator.store.retention.attempt_of", lambda *data: 1, "a live file is not there"),
         ("orchestrator.store.checkpoints.StoreUnavailableError", FencedError, "a live file is not there"),
         ("orchestrator.store.runlog.History.find", lambda history, step: None, "two checkpoints of one step"),
-        ("orchestrator.store.restore._candidates", lambda h, *r: h.live, "not the newest"),
+        (
+            "orchestrator.store.restore._candidates",
+            lambda history, *asked: history.live or _candidates(history, *asked),
+            "not the newest",
+        ),
     ],
 )
 def test_a_broken_rule_is_noticed(

@@ -195,7 +195,7 @@ class Saver:
             return self._try_commit(finished)
         except StoreFullError as error:
             log.warning("%s; removing what need not be kept, also of dead attempts", error)
-            self._retain()
+            self._retain(now=True)
         return self._try_commit(finished)
 
     def _try_commit(self, finished: Finished) -> CheckpointRecord:
@@ -249,11 +249,18 @@ class Saver:
         self._done(finished)
         self._retain()
 
-    def _retain(self) -> None:
-        """Thin out the checkpoints, and remove what dead attempts have left behind."""
+    def _retain(self, *, now: bool = False) -> None:
+        """Thin out the checkpoints, and remove what dead attempts have left behind; `now` without grace."""
         policy = self._to.policy
         try:
-            self._writer.retain(policy.keep_last, policy.keep_best, policy.metric, policy.mode)
+            self._writer.retain(
+                policy.keep_last,
+                policy.keep_best,
+                policy.metric,
+                policy.mode,
+                keep_every=policy.keep_every,
+                grace_s=0.0 if now else policy.grace,
+            )
         except FencedError as error:
             self.fenced = error.message
         except StoreError as error:

@@ -1,4 +1,4 @@
-"""Collecting what nobody can need any more: data of retired checkpoints and of commits that never happened."""
+"""Collecting what nobody can need: data of retired checkpoints and of commits that never happened."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import io
 import threading
@@ -9,12 +10,21 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from orchestrator.clock import SYSTEM
 from orchestrator.errors import NotFoundError, StoreError
-from orchestrator.store.protocol import CHUNK, ObjectInfo, Reader, Source, check_key, check_prefix
+from orchestrator.store.protocol import (
+    CHUNK,
+    LEFTOVER,
+    ObjectInfo,
+    Reader,
+    Source,
+    check_key,
+    check_prefix,
+)
 from orchestrator.store.s3_client import PARALLEL, Place, Tries, connect, retried
 from orchestrator.store.s3_errors import code_of, status_of, translate
 
@@ -25,8 +35,6 @@ _WRITER: Final = "writer"
 _CREATED_MOST: Final = 64 << 20
 """Bytes of an object that is created by one conditional request. Multipart uploads can end conditionally too,
 but of six writers at once SeaweedFS let two win."""
-_LEFTOVER: Final = timedelta(days=1)
-"""Unfinished uploads older than this belong to nobody any more."""
 _EXISTS: Final = frozenset({"PreconditionFailed", "412"})
 _MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 _BEYOND: Final = frozenset({"InvalidRange", "416"})
@@ -58,11 +66,7 @@ class S3Store:
         """Check that the bucket can be used; abort unfinished uploads that nobody goes on with."""
         bucket, prefix = self.place.bucket, self.place.prefix
         self._call("look into the bucket", "list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
-        before = datetime.now(UTC) - _LEFTOVER
-        answer = self._call("list uploads", "list_multipart_uploads", Bucket=bucket, Prefix=prefix)
-        for upload in answer.get("Uploads", []):
-            if upload["Initiated"] < before:
-                self._abort(upload["Key"], upload["UploadId"])
+        self.tidy(SYSTEM.now() - LEFTOVER)
 
     def put(self, key: str, source: Source, *, create_only: bool = False) -> bool:
         """See ObjectStore."""
@@ -108,6 +112,17 @@ class S3Store:
         """See ObjectStore."""
         self._call(f"delete {key}", "delete_object", Bucket=self.place.bucket, Key=self._key(key))
 
+    def tidy(self, begun_before: datetime, *, dry_run: bool = False) -> builtins.list[ObjectInfo]:
+        """See ObjectStore. These are multipart uploads."""
+        found: list[ObjectInfo] = []
+        for upload in list(self._uploads(self.place.prefix)):
+            if upload["Initiated"] < begun_before:
+                name, number = upload["Key"], upload["UploadId"]
+                found.append(ObjectInfo(name.removeprefix(self.place.prefix), self._sent(name, number)))
+                if not dry_run:
+                    self._abort(name, number)
+        return found
+
     # ------------------------------------------------------------------ writing
 
     def _create(self, key: str, name: str, body: bytes) -> bool:
@@ -133,10 +148,7 @@ class S3Store:
         arguments = {"Bucket": self.place.bucket, "Key": name, "Metadata": writer}
         upload: str = self._call(f"store {name}", "create_multipart_upload", asked, **arguments)["UploadId"]
         if asked.repeated:
-            answer = self._call(
-                "list uploads", "list_multipart_uploads", Bucket=arguments["Bucket"], Prefix=name
-            )
-            for other in answer.get("Uploads", []):
+            for other in list(self._uploads(name)):
                 if other["Key"] == name and other["UploadId"] != upload:
                     self._abort(name, other["UploadId"])
         return upload
@@ -197,6 +209,28 @@ class S3Store:
         found = self._head(name)
         metadata: dict[str, str] = found.get("Metadata", {}) if found else {}
         return metadata.get(_WRITER)
+
+    def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
+        """Unfinished multipart uploads of keys that begin so."""
+        more: dict[str, Any] = {}
+        while True:
+            answer = self._call(
+                "list uploads", "list_multipart_uploads", Bucket=self.place.bucket, Prefix=prefix, **more
+            )
+            yield from answer.get("Uploads", [])
+            if not answer.get("IsTruncated"):
+                return
+            more = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    def _sent(self, name: str, upload: str) -> int:
+        """Bytes that an unfinished upload holds, as far as one answer tells: at most a thousand parts."""
+        try:
+            answer = self._asked("list_parts", Tries(), Bucket=self.place.bucket, Key=name, UploadId=upload)
+        except Exception as error:
+            if code_of(error) in _GONE:
+                return 0
+            raise self._translated(error, "list parts") from error
+        return sum(part["Size"] for part in answer.get("Parts", []))
 
     def _abort(self, name: str, upload: str) -> None:
         with contextlib.suppress(StoreError):  # `prepare` removes it on a later day

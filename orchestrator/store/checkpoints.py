@@ -12,7 +12,7 @@ import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,6 @@ class _Upload:
 
     directory: Path
     step: int
-    token: uuid.UUID
     data: str
     points: str
 
@@ -190,20 +189,19 @@ class CheckpointWriter:
         return None
 
     def _begin(self, directory: Path, step: int) -> _Upload:
-        """The interrupted upload where this is its directory, else a new one."""
+        """The interrupted upload where this is its directory, else a new one.
+
+        The points have another name each time: those of an earlier try, which may be fewer, can still be on
+        their way and arrive last.
+        """
         before, self._interrupted = self._interrupted, None
+        run, attempt, token = self._claim.run_id, self._claim.attempt, uuid.uuid4()
+        points = points_key(run, attempt, step, token)
         if before is not None:
             if (before.directory, before.step) == (directory, step):
-                return before
+                return replace(before, points=points)
             self._give_up(before)
-        run, attempt, token = self._claim.run_id, self._claim.attempt, uuid.uuid4()
-        return _Upload(
-            directory,
-            step,
-            token,
-            data_prefix(run, attempt, step, token),
-            points_key(run, attempt, step, token),
-        )
+        return _Upload(directory, step, data_prefix(run, attempt, step, token), points)
 
     def _known(self) -> dict[str, FileEntry]:
         """The files of the newest checkpoint by path, with their keys."""

@@ -82,7 +82,7 @@ def nothing_left_over(left: Left, source: Path, monkeypatch: pytest.MonkeyPatch,
     """The next attempt commits and removes what was left; unfinished uploads go a day later."""
     go_on(left.store, source)
     with monkeypatch.context() as patch:
-        patch.setattr("orchestrator.store.s3_store._LEFTOVER", timedelta(hours=-1))
+        patch.setattr("orchestrator.store.s3_store.LEFTOVER", timedelta(hours=-1))
         left.store.prepare()
     assert not [key for key in left.state(server) if key.startswith("upload ")]
 

@@ -12,7 +12,7 @@ import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,6 @@ class _Upload:
 
     directory: Path
     step: int
-    token: uuid.UUID
     data: str
     points: str
 
@@ -114,9 +113,14 @@ class CheckpointWriter:
             files = self._uploader.send(directory, upload.data, self._known())
             stored = self._upload_points(upload.points, self._carried + points)
 
-        def make(stamp: dict[str, Any], history: History) -> CheckpointRecord:
+        arrived: list[CheckpointRecord] = []
+
+        def make(stamp: dict[str, Any], history: History) -> CheckpointRecord | None:
+            if found := history.find(step):
+                arrived[:] = [found]
+                return None
             if upload.data in history.discarded:
-                raise StoreUnavailableError(f"what was sent for step {step} was collected as garbage")
+                raise _collected(upload)
             return CheckpointRecord(
                 **stamp,
                 node=node,
@@ -132,7 +136,11 @@ class CheckpointWriter:
 
         with self._tidied_on_error(upload, sent=True):
             record = self._claim.append_unless(make)
-        assert record is not None
+        if record is None:
+            # An earlier try whose answer was lost has reached the log while this one was sent.
+            self._give_up(upload)
+            self._carried += points
+            return arrived[0]
         self._carried = b""
         return record
 
@@ -181,20 +189,19 @@ class CheckpointWriter:
         return None
 
     def _begin(self, directory: Path, step: int) -> _Upload:
-        """The interrupted upload where this is its directory, else a new one."""
+        """The interrupted upload where this is its directory, else a new one.
+
+        The points have another name each time: those of an earlier try, which may be fewer, can still be on
+        their way and arrive last.
+        """
         before, self._interrupted = self._interrupted, None
+        run, attempt, token = self._claim.run_id, self._claim.attempt, uuid.uuid4()
+        points = points_key(run, attempt, step, token)
         if before is not None:
             if (before.directory, before.step) == (directory, step):
-                return before
+                return replace(before, points=points)
             self._give_up(before)
-        run, attempt, token = self._claim.run_id, self._claim.attempt, uuid.uuid4()
-        return _Upload(
-            directory,
-            step,
-            token,
-            data_prefix(run, attempt, step, token),
-            points_key(run, attempt, step, token),
-        )
+        return _Upload(directory, step, data_prefix(run, attempt, step, token), points)
 
     def _known(self) -> dict[str, FileEntry]:
         """The files of the newest checkpoint by path, with their keys."""
@@ -223,7 +230,7 @@ class CheckpointWriter:
             if not away:
                 self._give_up(upload)
             if not sent:
-                self._blame_fence(error)
+                self._blame_others(upload, error)
                 if away:
                     self._interrupted = upload
             raise
@@ -238,14 +245,23 @@ class CheckpointWriter:
             # Whoever owns the run next removes it.
             _LOG.warning("left %s behind: %s", upload.data, failure.message)
 
-    def _blame_fence(self, error: StoreError) -> None:
-        """A newer attempt removes what this one was uploading: then the failure is not the store's fault."""
+    def _blame_others(self, upload: _Upload, error: StoreError) -> None:
+        """Where somebody removes what this attempt was uploading, the failure is not the store's fault: a
+        newer attempt, or whoever collects garbage.
+        """
         try:
-            self._claim.check()
+            discarded = self._claim.history().discarded
         except FencedError as fenced:
             raise fenced from error
         except StoreError as second:
             _LOG.warning("after %s: %s", error.message, second.message)
+            return
+        if upload.data in discarded:
+            raise _collected(upload) from error
+
+
+def _collected(upload: _Upload) -> StoreUnavailableError:
+    return StoreUnavailableError(f"what was sent for step {upload.step} was collected as garbage")
 
 
 def checkpoints(store: ObjectStore, run_id: str) -> list[CheckpointRecord]:

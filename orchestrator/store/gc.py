@@ -69,8 +69,9 @@ def _discard(log: RunLog, orphans: list[str]) -> History:
 
 def _orphans(store: ObjectStore, run_id: str, history: History) -> list[str]:
     """Data prefixes of the owner that no record mentions."""
+    points = {record.points.key for record in history.checkpoints if record.points}
     mentioned = {record.data for record in history.checkpoints} | history.discarded
-    found = {data_of(info.key, run_id) for info in _objects(store, run_id)}
+    found = {data_of(info.key, run_id) for info in _objects(store, run_id) if info.key not in points}
     return sorted(data for data in found - mentioned if attempt_of(data, run_id) == history.owner)
 
 

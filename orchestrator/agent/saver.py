@@ -251,6 +251,7 @@ class Saver:
                 sha256=record.sha256,
             )
         )
+        self._opened.cache.take_in(finished.directory, record.files)
         self._done(finished)
         self._retain()
 

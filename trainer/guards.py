@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.config import StopWhen, TrainerConfig
 
@@ -22,8 +23,8 @@ class Skip(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    step: int
-    batches: int
+    step: Annotated[int, Field(ge=0)]
+    batches: Annotated[int, Field(gt=0, le=1 << 48)]
 
 
 def batch_index(step: int, skipped: Sequence[Skip]) -> int:

@@ -288,7 +288,7 @@ class Training:
 
     def _compare_probe(self, state: State) -> None:
         now = self.evaluator.probe()
-        delta = abs(now - state.probe_loss) / abs(state.probe_loss)
+        delta = abs(now - state.probe_loss) / (abs(state.probe_loss) or 1.0)
         self._log(self.step, {"probe/delta": delta})
         self._say(
             f"probe batch: loss {now:.8f}, {state.probe_loss:.8f} when saved; relative difference {delta:.1e}"

@@ -44,7 +44,8 @@ DATASET_FILE: Final = "dataset.json"
 """Optional artifact: ``{"name": …, "digest": …, "profile": {…}}`` of the data that the program trains on."""
 STEP_PREFIX: Final = "step-"
 MARK_FILE: Final = "checkpoint.json"
-"""Optional file in a checkpoint directory: ``{"step": 2000, "metrics": {"val/loss": 1.9}}``."""
+"""Optional file in a checkpoint directory: ``{"step": 2000, "metrics": {"val/loss": 1.9}, "versions":
+{"torch": "2.13"}}``."""
 
 
 def step_name(step: int) -> str:

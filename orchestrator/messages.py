@@ -114,6 +114,13 @@ class RunDetail(_Message):
     """Name -> address of pages about this run."""
 
 
+class ParentView(_Message):
+    """The checkpoint that another one went on from."""
+
+    run: str
+    step: int
+
+
 class CheckpointView(_Message):
     """One committed checkpoint."""
 
@@ -129,6 +136,40 @@ class CheckpointView(_Message):
     uri: str
     kept: bool = True
     """False where retention has removed the data."""
+    tags: list[str] = Field(default_factory=list)
+    """Names that people have given it; retention leaves it alone."""
+    parent: ParentView | None = None
+    """The checkpoint that its attempt went on from; None where it began anew."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Name -> version of the software that wrote it."""
+    sent: int = 0
+    """Bytes that were stored for it; the rest of its files an earlier one has as well."""
+
+
+class TagRequest(_Message):
+    """Which checkpoint gets a name."""
+
+    step: int = Field(ge=0)
+
+
+class GarbageRequest(_Message):
+    """Whether to delete, or only to tell."""
+
+    dry_run: bool = False
+
+
+class GarbageView(_Message):
+    """What was collected, or would be."""
+
+    run: str
+    """Empty for unfinished writes, which belong to no run."""
+    name: str = ""
+    """Empty where the ledger does not know the run."""
+    objects: int = 0
+    size: int = 0
+    """Bytes."""
+    problem: str = ""
+    """Why nothing could be done."""
 
 
 class NodeView(_Message):

@@ -113,6 +113,7 @@ class State(BaseModel):
 class _Mark(BaseModel):
     step: int
     metrics: dict[str, float]
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def save(
         TrainerError: it cannot be written, because the disk is full for instance.
     """
     aside = folder / f"{_ASIDE_PREFIX}{step_name(state.step)}"
-    mark = _Mark(step=state.step, metrics=state.marks())
+    versions = {"torch": state.environment.torch}
+    mark = _Mark(step=state.step, metrics=state.marks(), versions=versions)
     try:
         for stale in folder.glob(f"{_ASIDE_PREFIX}*"):  # of a process that was killed while it wrote
             shutil.rmtree(stale)

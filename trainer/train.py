@@ -25,6 +25,7 @@ from trainer.device import choose_hardware
 from trainer.engine import Engine, build_engine
 from trainer.errors import TrainerError, UserError
 from trainer.evaluate import Evaluator
+from trainer.foreign import begin_from
 from trainer.model_fast import build_model
 from trainer.optimizer import learning_rate
 from trainer.programs import NEVER
@@ -122,7 +123,7 @@ class Training:
             introduction(config, self.dataset, self.model, self.hardware, self.engine.deterministic)
             if context.run_id is not None and context.artifact_dir is not None:
                 self.dataset.describe(context.artifact_dir / DATASET_FILE)
-        if restore_dir is not None:
+        if restore_dir is not None and not begin_from(restore_dir, self.model, self._say):
             self._restore(checkpoint.read(restore_dir))
         self._compare_ranks()
         if config.nonfinite == "rewind":

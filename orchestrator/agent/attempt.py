@@ -292,7 +292,8 @@ class Attempt:
         while not saver.idle and saver.fenced is None:
             self._triggers.look()
             if self._clock.monotonic() - began > self._commit_patience(saver):
-                log.warning("the last checkpoint could not be stored in time")
+                waited = self._clock.monotonic() - began
+                self._reporter.event(f"the last checkpoint could not be stored within {waited:.0f} s")
                 break
             self._rest(POLL_S)
         self._triggers.look()

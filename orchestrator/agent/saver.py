@@ -11,11 +11,13 @@ import json
 import logging
 import math
 import os
+import platform
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator import __version__
 from orchestrator.agent.metrics import CommitPoints
 from orchestrator.agent.opening import Opened
 from orchestrator.agent.reporter import Reporter
@@ -200,34 +202,37 @@ class Saver:
 
     def _try_commit(self, finished: Finished) -> CheckpointRecord:
         restored = self._opened.restored
+        metrics, versions = self._mark(finished)
         record = self._writer.commit(
             finished.directory,
             finished.step,
-            metrics=self._mark(finished),
+            metrics=metrics,
             device=self._to.device,
             node=self._to.node,
             points=self._points.until(finished.step),
             parent=restored.record if restored else None,
+            versions={"orch": __version__, "python": platform.python_version(), **versions},
         )
         self._points.taken()
         return record
 
-    def _mark(self, finished: Finished) -> dict[str, float]:
-        """The metrics that the program wrote into its checkpoint; none where it wrote none."""
+    def _mark(self, finished: Finished) -> tuple[dict[str, float], dict[str, str]]:
+        """The metrics and versions that the program wrote into its checkpoint; none where it wrote none."""
         try:
             with (finished.directory / MARK_FILE).open("rb") as file:
                 mark = json.loads(file.read(_MARK_LIMIT))
-            metrics = mark.get("metrics", {})
-            return {
+            metrics = {
                 str(key): float(value)
-                for key, value in metrics.items()
+                for key, value in mark.get("metrics", {}).items()
                 if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             }
+            versions = mark.get("versions", {}).items()
+            return metrics, {str(k)[:80]: v[:80] for k, v in versions if isinstance(v, str)}
         except FileNotFoundError:
-            return {}
+            return {}, {}
         except (OSError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             self._reporter.event(f"{MARK_FILE} of step {finished.step} cannot be read: {error}")
-            return {}
+            return {}, {}
 
     def _committed(self, finished: Finished, record: CheckpointRecord) -> None:
         self.last_step = record.step

@@ -89,7 +89,8 @@ class RunSpec(_Model):
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     """When to save and what to keep."""
     resume_from: Text | None = None
-    """Checkpoint to begin from: a run, `run@step`, or the path of a checkpoint directory."""
+    """Checkpoint to begin from: a run, `run@step`, `run@tag`, `import:name`, or the path of a checkpoint
+    directory."""
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     """Higher goes first."""
     retries: Annotated[int, Field(ge=0, le=100)] = 3

@@ -236,6 +236,11 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def import_id(name: str) -> str:
+    """The id, as a run's, below which something that was brought in is stored."""
+    return f"import.{name}"
+
+
 def check_tag(name: str) -> str:
     """The name of a tag, or ValueError: a letter first, then letters, digits, `.`, `_` and `-`."""
     if not _TAG.fullmatch(name):

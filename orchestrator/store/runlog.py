@@ -270,8 +270,19 @@ class History:
         return next((checkpoint for checkpoint in self.live if checkpoint.step == step), None)
 
     def tagged(self, name: str) -> CheckpointRecord | None:
-        """The checkpoint that has this name."""
+        """The checkpoint that has this tag."""
         return next((checkpoint for checkpoint in self.live if name in checkpoint.tags), None)
+
+    def named(self, word: str) -> CheckpointRecord:
+        """The checkpoint of a step or with a tag, as people write it after `@`. NotFoundError says what there
+        is instead.
+        """
+        found = self.find(int(word)) if word.isdecimal() else self.tagged(word)
+        if found is None:
+            steps = [f"{c.step} ({', '.join(c.tags)})" if c.tags else str(c.step) for c in self.live]
+            what = f"checkpoint of step {word}" if word.isdecimal() else f"checkpoint with the tag {word!r}"
+            raise NotFoundError(f"there is no {what}", remedy=f"it has: {', '.join(steps) or 'none'}")
+        return found
 
 
 def fold(slots: list[Record | Unreadable]) -> History:

@@ -17,8 +17,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from orchestrator.clock import SYSTEM
 from orchestrator.errors import NotFoundError, SetupError, StoreError, StoreUnavailableError
-from orchestrator.store.objects import ObjectStore, open_store, probe, read_bytes
+from orchestrator.store.objects import ObjectInfo, ObjectStore, open_store, probe, read_bytes
 from orchestrator.store.s3_store import PART, S3Store
 from tests.s3 import SECRET_KEY, S3Server, s3_server
 from tests.support import free_port

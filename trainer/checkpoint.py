@@ -28,10 +28,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from orchestrator.contract import MARK_FILE, STEP_PREFIX, RunContext, parse_step, step_name
+from orchestrator.contract import MARK_FILE, NO_ROOM, STEP_PREFIX, RunContext, parse_step, step_name
 from trainer.config import TrainerConfig
 from trainer.data import Dataset
-from trainer.errors import DamagedCheckpoint, TrainerError, UserError
+from trainer.errors import DamagedCheckpoint, NoRoom, TrainerError, UserError
 from trainer.guards import Skip
 
 MODEL_FILE = "model.safetensors"
@@ -135,8 +135,11 @@ def save(
 ) -> Path:
     """Write aside, make durable, then publish as ``folder/step-NNNNNNNN``; returns that directory.
 
+    What was written of one that fails is removed.
+
     Raises:
-        TrainerError: it cannot be written, because the disk is full for instance.
+        NoRoom: the disk is full.
+        TrainerError: it cannot be written for another reason.
     """
     aside = folder / f"{_ASIDE_PREFIX}{step_name(state.step)}"
     versions = {"torch": state.environment.torch}
@@ -154,8 +157,16 @@ def save(
         final = context.publish(aside, state.step)
         _sync(folder)
     except (OSError, SafetensorError) as e:
-        raise TrainerError(f"cannot write the checkpoint of step {state.step} to {folder}: {e}") from e
+        shutil.rmtree(aside, ignore_errors=True)
+        kind = NoRoom if _is_full(e) else TrainerError
+        raise kind(f"cannot write the checkpoint of step {state.step} to {folder}: {e}") from e
     return final
+
+
+def _is_full(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in NO_ROOM
+    return any(f"(os error {number})" in str(error) for number in NO_ROOM)
 
 
 def find(place: Path) -> Path:
@@ -259,6 +270,21 @@ def check_fits(restored: State, config: TrainerConfig, dataset: Dataset) -> None
         )
     if restored.vocabulary != dataset.vocabulary.characters:
         raise DamagedCheckpoint("the checkpoint's vocabulary is not that of its text")
+
+
+def check_probe(state: State, config: TrainerConfig, loss: float, delta: float, device_name: str) -> None:
+    """Whether the restored weights give the probe batch the loss that they had when they were saved.
+
+    Raises:
+        UserError: the relative difference `delta` is above `probe_tolerance`.
+    """
+    if not delta <= config.probe_tolerance:
+        raise UserError(
+            f"the restored weights give the probe batch the loss {loss} instead of {state.probe_loss}: "
+            f"relative difference {delta:.2e}, above probe_tolerance {config.probe_tolerance}; "
+            f"saved on {state.environment.device_name} with PyTorch {state.environment.torch}, "
+            f"restored on {device_name} with {torch.__version__}"
+        )
 
 
 def changed_settings(old: TrainerConfig, new: TrainerConfig) -> dict[str, tuple[Any, Any]]:

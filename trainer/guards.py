@@ -50,6 +50,15 @@ def non_finite(loss: float, norm: float) -> str | None:
     return None
 
 
+def unsound(first_bad: int, probe_loss: float, step: int) -> tuple[str, int] | None:
+    """What is wrong with a state that is to be saved, and since which step; None if nothing is."""
+    if first_bad < step:
+        return NOT_FINITE, first_bad
+    if not math.isfinite(probe_loss):
+        return f"the probe loss is {probe_loss}", step
+    return None
+
+
 def divergence(what: str, step: int, config: TrainerConfig, rewinds: int = 0) -> str:
     """The explanation of a run that ends because it diverged."""
     after = f" after {rewinds} rewinds (max_rewinds {config.max_rewinds})" if rewinds else ""

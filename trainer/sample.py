@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from orchestrator.contract import NO_ROOM
 from trainer import checkpoint
 from trainer.config import TrainerConfig
 from trainer.data import Vocabulary, vocabulary_of
 from trainer.errors import DamagedCheckpoint, TrainerError, UserError
 from trainer.model_fast import LanguageModel, build_model
+from trainer.progress import say
 from trainer.rng import Stream, stream_seed
 
+SAMPLE_FILE = "sample.txt"
 _LONGEST = 1 << 20
 """Tokens of context that a model may have; only its weights bound what else it takes."""
 
@@ -85,6 +88,32 @@ def generate(
             logits[logits < logits.topk(top_k).values[-1]] = -torch.inf
         text.append(int(torch.multinomial(logits.softmax(0), 1, generator=generator)))
     return vocabulary.decode(text)
+
+
+def leave_sample(
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    config: TrainerConfig,
+    directory: Path,
+    stop: Callable[[], bool],
+) -> None:
+    """Say what the trained model writes, and leave it in ``sample.txt``, if the disk has room for it."""
+    text = generate(
+        model.eval(),
+        vocabulary,
+        tokens=config.sample_tokens,
+        prompt=vocabulary.opening,
+        seed=config.seed,
+        stop=stop,
+    )
+    say(f"sample:\n{text}\n")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / SAMPLE_FILE).write_text(text + "\n", encoding="utf-8")
+    except OSError as e:
+        if e.errno not in NO_ROOM:
+            raise
+        say(f"cannot write {SAMPLE_FILE}: {e}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

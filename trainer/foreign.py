@@ -30,8 +30,8 @@ def begin_from(directory: Path, model: nn.Module, say: Callable[[str], None]) ->
         DamagedCheckpoint: a file cannot be read.
     """
     files = sorted(directory.glob("*.safetensors"))
-    own = (checkpoint.STATE_FILE, checkpoint.OPTIMIZER_FILE)
-    if any((directory / name).exists() for name in own) or not files:
+    ours = any((directory / name).exists() for name in (checkpoint.STATE_FILE, checkpoint.OPTIMIZER_FILE))
+    if ours or not files:
         return False
     found: dict[str, Tensor] = {}
     for file in files:

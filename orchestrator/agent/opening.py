@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 PATIENCE_S = 60.0
 """How long a store that cannot be reached is tried again before the attempt gives up."""
+_MARK_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,8 @@ def _check_mounted(store: ObjectStore) -> None:
 def _step(directory: Path) -> int | None:
     """The step that a plain checkpoint directory names; whether it is a good one, the program decides."""
     try:
-        step = json.loads((directory / MARK_FILE).read_text())["step"]
+        with (directory / MARK_FILE).open("rb") as file:
+            step = json.loads(file.read(_MARK_LIMIT))["step"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return step if isinstance(step, int) and step >= 0 else None

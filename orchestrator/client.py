@@ -26,6 +26,8 @@ from orchestrator.clock import SYSTEM, Clock
 from orchestrator.errors import OrchError, Problem, SpecError, UnauthorizedError, UnavailableError, from_kind
 from orchestrator.messages import (
     CheckpointView,
+    GarbageRequest,
+    GarbageView,
     Health,
     LogPage,
     MoveRequest,
@@ -36,6 +38,7 @@ from orchestrator.messages import (
     RunView,
     SubmitRequest,
     Submitted,
+    TagRequest,
 )
 from orchestrator.messages import Problem as ProblemBody
 from orchestrator.settings import Home, home
@@ -45,6 +48,8 @@ T = TypeVar("T")
 
 TIMEOUT_S = 30.0
 """Longest wait for an answer."""
+GARBAGE_TIMEOUT_S = 1800.0
+"""Longest wait for a whole store to be looked through."""
 MOST_RUNS = 10_000
 """Largest number of runs that the controller lists at once."""
 POLL_S = 1.0
@@ -214,6 +219,22 @@ class Client:
         """Committed checkpoints of a run."""
         return self._many(CheckpointView, _run_path(ref, "checkpoints"))
 
+    def tag(self, ref: str, step: int, name: str) -> CheckpointView:
+        """Give a checkpoint a name, which keeps it."""
+        return self._one(
+            CheckpointView, "PUT", _run_path(ref, f"tags/{quote(name, safe='')}"), body=TagRequest(step=step)
+        )
+
+    def untag(self, ref: str, name: str) -> CheckpointView:
+        """Take a name away; the checkpoint that had it."""
+        return self._one(CheckpointView, "DELETE", _run_path(ref, f"tags/{quote(name, safe='')}"))
+
+    def collect_garbage(self, *, dry_run: bool) -> list[GarbageView]:
+        """Delete data that no checkpoint needs, or say what that would be. Can take minutes."""
+        body = GarbageRequest(dry_run=dry_run)
+        answer = self._request("POST", "/v1/garbage", body=body, timeout_s=GARBAGE_TIMEOUT_S)
+        return self._read(list[GarbageView], answer.content)
+
     def points(self, ref: str, keys: Sequence[str] = ()) -> list[PointView]:
         """Measurements of a run; all metrics where no key is given."""
         return self._many(PointView, _run_path(ref, "points"), {"key": list(keys)})
@@ -360,13 +381,25 @@ class Client:
             ) from e
 
     def _request(
-        self, method: str, path: str, query: Mapping[str, Any] | None = None, body: BaseModel | None = None
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        body: BaseModel | None = None,
+        timeout_s: float | None = None,
     ) -> httpx.Response:
         content = None if body is None else body.model_dump_json().encode()
         headers = {} if body is None else {"content-type": "application/json"}
         params = {key: value for key, value in (query or {}).items() if value is not None}
         try:
-            answer = self._http.request(method, path, params=params, content=content, headers=headers)
+            answer = self._http.request(
+                method,
+                path,
+                params=params,
+                content=content,
+                headers=headers,
+                timeout=httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s,
+            )
         except (httpx.ConnectError, httpx.ConnectTimeout) as e:
             raise UnavailableError(
                 f"the controller at {self.url} does not answer",

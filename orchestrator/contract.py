@@ -24,11 +24,13 @@ means "finished", also after SIGTERM.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,11 +42,16 @@ EXIT_SAVED: Final = 75
 EXIT_USER_ERROR: Final = 78
 """The last line on stderr says what the user has to change."""
 
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors of a disk that is full: they pass once somebody makes room."""
+_UNWRITTEN_MOST: Final = 64 << 20
+
 DATASET_FILE: Final = "dataset.json"
 """Optional artifact: ``{"name": …, "digest": …, "profile": {…}}`` of the data that the program trains on."""
 STEP_PREFIX: Final = "step-"
 MARK_FILE: Final = "checkpoint.json"
-"""Optional file in a checkpoint directory: ``{"step": 2000, "metrics": {"val/loss": 1.9}}``."""
+"""Optional file in a checkpoint directory: ``{"step": 2000, "metrics": {"val/loss": 1.9}, "versions":
+{"torch": "2.13"}}``."""
 
 
 def step_name(step: int) -> str:
@@ -75,7 +82,10 @@ class RunContext(Protocol):
         ...
 
     def publish(self, directory: Path, step: int) -> Path:
-        """Rename a finished directory to its final name beside it, which says "complete"."""
+        """Rename a finished directory to its final name beside it, which says "complete".
+
+        OSError where that cannot be done, or where what was measured before it could not be written yet.
+        """
         ...
 
     def stop_requested(self) -> bool:
@@ -121,10 +131,13 @@ class EnvContext:
         self.checkpoint_dir = _path(env, "ORCH_CHECKPOINT_DIR")
         self.artifact_dir = _path(env, "ORCH_ARTIFACT_DIR")
         self._metrics_file = _path(env, "ORCH_METRICS_FILE")
+        self._unwritten = b""
+        """Measurements that the disk had no room for yet."""
+        self._lock = threading.Lock()
         self._stop = _StopFlag()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line; a single write of the whole line, so that a reader never sees half of it."""
+        """Append one line. What a full disk has no room for is kept in memory and goes first next time."""
         if self._metrics_file is None:
             return
         values: dict[str, float] = {}
@@ -134,12 +147,30 @@ class EnvContext:
             else:
                 values[f"{key}/nonfinite"] = 1.0
         line = json.dumps({"step": step, "time": time.time_ns() // 1_000_000, "metrics": values})
-        with self._metrics_file.open("ab") as file:
-            file.write(line.encode() + b"\n")
+        try:
+            self._write(self._metrics_file, line.encode() + b"\n")
+        except OSError as error:
+            if error.errno not in NO_ROOM or len(self._unwritten) > _UNWRITTEN_MOST:
+                raise
 
     def publish(self, directory: Path, step: int) -> Path:
         """Rename to the final name, replacing an older checkpoint of the same step."""
+        if self._metrics_file is not None:
+            self._write(self._metrics_file, b"")
         return _publish(directory, step)
+
+    def _write(self, file: Path, data: bytes) -> None:
+        """Append what is unwritten and this, usually by one write, so that a reader never sees half a line.
+
+        Of a line that is cut off by a full disk the rest follows, before anything else.
+        """
+        with self._lock:
+            self._unwritten += data
+            if not self._unwritten:
+                return
+            with file.open("ab", buffering=0) as out:
+                while self._unwritten:
+                    self._unwritten = self._unwritten[out.write(self._unwritten) :]
 
     def stop_requested(self) -> bool:
         """True once SIGTERM or SIGINT has come."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -47,6 +47,18 @@ class Submitted(_Message):
 # ------------------------------------------------------------------ api -> client
 
 
+class Transfer(_Message):
+    """A checkpoint on its way between a node and the store."""
+
+    direction: Literal["up", "down"]
+    """`up` to the store, `down` from it."""
+    step: int | None = None
+    done: int = 0
+    """Bytes that have moved."""
+    total: int | None = None
+    """Bytes of the whole checkpoint, where that is known."""
+
+
 class RunView(_Message):
     """A run as a list shows it."""
 
@@ -68,6 +80,8 @@ class RunView(_Message):
     val_loss: float | None = None
     tokens_per_s: float | None = None
     eta_s: float | None = None
+    transfer: Transfer | None = None
+    """A checkpoint that has been under way for more than a moment."""
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -114,6 +128,13 @@ class RunDetail(_Message):
     """Name -> address of pages about this run."""
 
 
+class ParentView(_Message):
+    """The checkpoint that another one went on from."""
+
+    run: str
+    step: int
+
+
 class CheckpointView(_Message):
     """One committed checkpoint."""
 
@@ -129,6 +150,40 @@ class CheckpointView(_Message):
     uri: str
     kept: bool = True
     """False where retention has removed the data."""
+    tags: list[str] = Field(default_factory=list)
+    """Names that people have given it; retention leaves it alone."""
+    parent: ParentView | None = None
+    """The checkpoint that its attempt went on from; None where it began anew."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Name -> version of the software that wrote it."""
+    sent: int = 0
+    """Bytes that were stored for it; the rest of its files an earlier one has as well."""
+
+
+class TagRequest(_Message):
+    """Which checkpoint gets a name."""
+
+    step: int = Field(ge=0)
+
+
+class GarbageRequest(_Message):
+    """Whether to delete, or only to tell."""
+
+    dry_run: bool = False
+
+
+class GarbageView(_Message):
+    """What was collected, or would be."""
+
+    run: str
+    """Empty for unfinished writes, which belong to no run."""
+    name: str = ""
+    """Empty where the ledger does not know the run."""
+    objects: int = 0
+    size: int = 0
+    """Bytes."""
+    problem: str = ""
+    """Why nothing could be done."""
 
 
 class NodeView(_Message):
@@ -277,6 +332,7 @@ class Beat(_Message):
     events: list[str] = Field(default_factory=list)
     timings: dict[str, float] = Field(default_factory=dict)
     """Seconds of each part of the start, by name."""
+    transfer: Transfer | None = None
     outcome: Outcome | None = None
 
 

@@ -14,31 +14,39 @@ There is no generator state and no data position: both are functions of (seed, s
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from orchestrator.contract import MARK_FILE, STEP_PREFIX, RunContext, parse_step, step_name
+from orchestrator.contract import MARK_FILE, NO_ROOM, STEP_PREFIX, RunContext, parse_step, step_name
 from trainer.config import TrainerConfig
 from trainer.data import Dataset
-from trainer.errors import DamagedCheckpoint, TrainerError, UserError
+from trainer.errors import DamagedCheckpoint, NoRoom, TrainerError, UserError
 from trainer.guards import Skip
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 _ASIDE_PREFIX = ".writing-"
+_STATE_MOST = 32 << 20
+"""Bytes of a state.json: a vocabulary of all characters that there are takes less."""
+_HEADER_MOST = 8 << 20
+"""Bytes of a safetensors file's header: of some ten thousand tensors."""
 SHAPE_KEYS = ("recipe", "n_layer", "n_head", "n_embd", "block_size", "bias")
 """Settings that a restored run cannot change: they decide the names and shapes of the weights."""
+
+
+Step = Annotated[int, Field(ge=0, le=1 << 48)]
 
 
 class Environment(BaseModel):
@@ -62,7 +70,7 @@ class Evaluation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    step: int
+    step: Step
     train: float
     val: float
 
@@ -73,22 +81,22 @@ class State(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = 1
-    step: int
+    step: Step
     """Optimizer updates made."""
     config: TrainerConfig
     dataset: str
     dataset_sha256: str
     vocabulary: str
     """Every character that the model knows, in the order of the tokens."""
-    vocabulary_size: int | None = None
+    vocabulary_size: Annotated[int, Field(gt=0, le=1 << 32)] | None = None
     """How many tokens the model knows, where they stand for no characters; then `vocabulary` is empty."""
     evaluation: Evaluation | None = None
     """The newest one."""
     best: Evaluation | None = None
     """The one with the lowest val loss."""
-    since_best: int = 0
+    since_best: Annotated[int, Field(ge=0)] = 0
     """Evaluations after the best one."""
-    skipped: tuple[Skip, ...] = ()
+    skipped: Annotated[tuple[Skip, ...], Field(max_length=10_000)] = ()
     """Batches that were left out because training diverged with them."""
     train_loss: float | None = None
     """The newest logged loss of a training batch."""
@@ -105,6 +113,7 @@ class State(BaseModel):
 class _Mark(BaseModel):
     step: int
     metrics: dict[str, float]
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -126,11 +135,15 @@ def save(
 ) -> Path:
     """Write aside, make durable, then publish as ``folder/step-NNNNNNNN``; returns that directory.
 
+    What was written of one that fails is removed.
+
     Raises:
-        TrainerError: it cannot be written, because the disk is full for instance.
+        NoRoom: the disk is full.
+        TrainerError: it cannot be written for another reason.
     """
     aside = folder / f"{_ASIDE_PREFIX}{step_name(state.step)}"
-    mark = _Mark(step=state.step, metrics=state.marks())
+    versions = {"torch": state.environment.torch}
+    mark = _Mark(step=state.step, metrics=state.marks(), versions=versions)
     try:
         for stale in folder.glob(f"{_ASIDE_PREFIX}*"):  # of a process that was killed while it wrote
             shutil.rmtree(stale)
@@ -144,8 +157,16 @@ def save(
         final = context.publish(aside, state.step)
         _sync(folder)
     except (OSError, SafetensorError) as e:
-        raise TrainerError(f"cannot write the checkpoint of step {state.step} to {folder}: {e}") from e
+        shutil.rmtree(aside, ignore_errors=True)
+        kind = NoRoom if _is_full(e) else TrainerError
+        raise kind(f"cannot write the checkpoint of step {state.step} to {folder}: {e}") from e
     return final
+
+
+def _is_full(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in NO_ROOM
+    return any(f"(os error {number})" in str(error) for number in NO_ROOM)
 
 
 def find(place: Path) -> Path:
@@ -172,19 +193,27 @@ def read_state(directory: Path) -> State:
     """state.json of a checkpoint.
 
     Raises:
-        DamagedCheckpoint: it is missing or cannot be read.
+        DamagedCheckpoint: it is missing, cannot be read, or says what no training can have written.
     """
     path = directory / STATE_FILE
     try:
-        return State.model_validate_json(path.read_bytes())
+        with path.open("rb") as file:
+            content = file.read(_STATE_MOST + 1)
     except OSError as e:
         raise DamagedCheckpoint(
             f"{directory} is not a whole checkpoint: cannot read {STATE_FILE}: {e.strerror}"
         ) from e
+    if len(content) > _STATE_MOST:
+        raise DamagedCheckpoint(f"{path} is damaged: it has more than {_STATE_MOST} bytes")
+    try:
+        state = State.model_validate_json(content)
     except ValidationError as e:
         problem = e.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "its JSON"
         raise DamagedCheckpoint(f"{path} is damaged: {where}: {problem['msg']}") from e
+    if not math.isfinite(state.probe_loss):
+        raise DamagedCheckpoint(f"{path} is damaged: probe_loss: {state.probe_loss} is no loss")
+    return state
 
 
 def read(directory: Path) -> Restored:
@@ -200,15 +229,20 @@ def read(directory: Path) -> Restored:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """The tensors of a safetensors file, on the CPU. Takes no more memory than the file has bytes.
 
     Raises:
-        DamagedCheckpoint: the file is missing or damaged.
+        DamagedCheckpoint: the file is missing, damaged, or none of ours.
     """
     try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > _HEADER_MOST:
+            raise DamagedCheckpoint(f"{path} is damaged: its header has more than {_HEADER_MOST} bytes")
         tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as e:
-        raise DamagedCheckpoint(f"{path} is missing or damaged: {e}") from e
+    except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as e:  # the latter by PyTorch
+        reason = str(e).partition("\n")[0]
+        raise DamagedCheckpoint(f"{path} is missing or damaged: {reason}") from e
     return tensors
 
 
@@ -238,6 +272,21 @@ def check_fits(restored: State, config: TrainerConfig, dataset: Dataset) -> None
         raise DamagedCheckpoint("the checkpoint's vocabulary is not that of its text")
 
 
+def check_probe(state: State, config: TrainerConfig, loss: float, delta: float, device_name: str) -> None:
+    """Whether the restored weights give the probe batch the loss that they had when they were saved.
+
+    Raises:
+        UserError: the relative difference `delta` is above `probe_tolerance`.
+    """
+    if not delta <= config.probe_tolerance:
+        raise UserError(
+            f"the restored weights give the probe batch the loss {loss} instead of {state.probe_loss}: "
+            f"relative difference {delta:.2e}, above probe_tolerance {config.probe_tolerance}; "
+            f"saved on {state.environment.device_name} with PyTorch {state.environment.torch}, "
+            f"restored on {device_name} with {torch.__version__}"
+        )
+
+
 def changed_settings(old: TrainerConfig, new: TrainerConfig) -> dict[str, tuple[Any, Any]]:
     """Settings that differ, with the old and the new value."""
     before, after = old.model_dump(), new.model_dump()
@@ -258,20 +307,30 @@ def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: 
     Raises:
         DamagedCheckpoint: names, shapes or types differ.
     """
+    check_alike(target, source, what)
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
+
+
+def check_alike(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: str) -> None:
+    """Whether the checkpoint's tensors, `source`, are the expected ones.
+
+    Raises:
+        DamagedCheckpoint: names, shapes or types differ.
+    """
     if target.keys() != source.keys():
         odd = sorted(target.keys() ^ source.keys())
         raise DamagedCheckpoint(
-            f"the checkpoint's {what} does not have the expected tensors; first odd one: {odd[0]}"
+            f"the checkpoint's {what} does not have the expected tensors; first odd one: {odd[0][:200]!r}"
         )
     for name, tensor in target.items():
         found = source[name]
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            shape = str(tuple(found.shape))
             raise DamagedCheckpoint(
-                f"the checkpoint's {what} has {name} as {tuple(found.shape)} {found.dtype}, "
+                f"the checkpoint's {what} has {name} as {shape[:200]} {found.dtype}, "
                 f"expected {tuple(tensor.shape)} {tensor.dtype}"
             )
-    for name, tensor in target.items():
-        tensor.copy_(source[name])
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

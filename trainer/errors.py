@@ -4,6 +4,7 @@
 
     TrainerError            exit code 1: trying again may help
     ├── UserError           exit code 78: the configuration or data is wrong, trying again will not help
+    ├── NoRoom              exit code 1: the disk is full
     └── DamagedCheckpoint   exit code 1: another copy of the checkpoint may be whole
 """
 
@@ -22,6 +23,10 @@ class UserError(TrainerError):
     """The configuration or the data is wrong."""
 
     exit_code = EXIT_USER_ERROR
+
+
+class NoRoom(TrainerError):
+    """A checkpoint cannot be written now, because the disk is full; training can go on without it."""
 
 
 class DamagedCheckpoint(TrainerError):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.config import StopWhen, TrainerConfig
 
@@ -22,8 +23,8 @@ class Skip(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    step: int
-    batches: int
+    step: Annotated[int, Field(ge=0)]
+    batches: Annotated[int, Field(gt=0, le=1 << 48)]
 
 
 def batch_index(step: int, skipped: Sequence[Skip]) -> int:
@@ -46,6 +47,15 @@ def non_finite(loss: float, norm: float) -> str | None:
         return f"the training loss is {loss}"
     if not math.isfinite(norm):
         return f"the gradient norm is {norm}"
+    return None
+
+
+def unsound(first_bad: int, probe_loss: float, step: int) -> tuple[str, int] | None:
+    """What is wrong with a state that is to be saved, and since which step; None if nothing is."""
+    if first_bad < step:
+        return NOT_FINITE, first_bad
+    if not math.isfinite(probe_loss):
+        return f"the probe loss is {probe_loss}", step
     return None
 
 

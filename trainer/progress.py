@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from orchestrator.contract import NO_ROOM
 from trainer.config import TrainerConfig
 from trainer.data import Dataset
 from trainer.device import Hardware
@@ -15,11 +18,26 @@ from trainer.model_fast import LanguageModel
 from trainer.peak import gemm_peak
 from trainer.power import EnergyCounter, EnergyMeter, find_energy
 
+_saying = threading.Lock()
+_unsaid: deque[str] = deque(maxlen=1000)
+"""Lines that the disk of the log had no room for yet; the oldest are forgotten."""
+
 
 def say(line: str) -> None:
-    """One line on stdout, at once and in one piece, whichever thread says it."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    """One line on stdout, at once and in one piece, whichever thread says it.
+
+    A log on a full disk gets it later, and training goes on.
+    """
+    with _saying:
+        _unsaid.append(line)
+        try:
+            sys.stdout.write("".join(f"{unsaid}\n" for unsaid in _unsaid))
+            sys.stdout.flush()
+        except OSError as e:
+            if e.errno not in NO_ROOM:
+                raise
+        else:
+            _unsaid.clear()
 
 
 class Meter:

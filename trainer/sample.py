@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from orchestrator.contract import NO_ROOM
 from trainer import checkpoint
+from trainer.config import TrainerConfig
 from trainer.data import Vocabulary, vocabulary_of
-from trainer.errors import TrainerError, UserError
+from trainer.errors import DamagedCheckpoint, TrainerError, UserError
 from trainer.model_fast import LanguageModel, build_model
+from trainer.progress import say
 from trainer.rng import Stream, stream_seed
+
+SAMPLE_FILE = "sample.txt"
+_LONGEST = 1 << 20
+"""Tokens of context that a model may have; only its weights bound what else it takes."""
 
 
 def load_model(directory: Path, device: str = "cpu") -> tuple[LanguageModel, checkpoint.State]:
@@ -23,10 +31,28 @@ def load_model(directory: Path, device: str = "cpu") -> tuple[LanguageModel, che
         DamagedCheckpoint: a file is missing or damaged.
     """
     state = checkpoint.read_state(directory)
-    model = build_model(state.config, len(vocabulary_of(state.vocabulary, state.vocabulary_size)))
+    size = len(vocabulary_of(state.vocabulary, state.vocabulary_size))
     weights = checkpoint.read_tensors(directory / checkpoint.MODEL_FILE)
+    _check_size(state.config, size, weights)
+    model = build_model(state.config, size)
     checkpoint.copy_into(dict(model.named_parameters()), weights, "model")
     return model.to(device).eval(), state
+
+
+def _check_size(config: TrainerConfig, vocab_size: int, weights: Mapping[str, Tensor]) -> None:
+    """See, before memory is asked for, that the model which the state describes is that of the weights."""
+    if config.n_layer > len(weights) or config.block_size > _LONGEST:
+        raise DamagedCheckpoint(
+            f"the checkpoint's state speaks of {config.n_layer} layers and a context of {config.block_size} "
+            f"tokens; its model has {len(weights)} tensors"
+        )
+    try:
+        with torch.device("meta"):
+            outline = build_model(config, vocab_size)
+    except (RuntimeError, TypeError) as e:  # PyTorch's, of sizes that do not fit into 64 bits
+        reason = str(e).partition("\n")[0]
+        raise DamagedCheckpoint(f"the checkpoint's state describes no model: {reason}") from e
+    checkpoint.check_alike(dict(outline.named_parameters()), weights, "model")
 
 
 @torch.no_grad()
@@ -62,6 +88,32 @@ def generate(
             logits[logits < logits.topk(top_k).values[-1]] = -torch.inf
         text.append(int(torch.multinomial(logits.softmax(0), 1, generator=generator)))
     return vocabulary.decode(text)
+
+
+def leave_sample(
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    config: TrainerConfig,
+    directory: Path,
+    stop: Callable[[], bool],
+) -> None:
+    """Say what the trained model writes, and leave it in ``sample.txt``, if the disk has room for it."""
+    text = generate(
+        model.eval(),
+        vocabulary,
+        tokens=config.sample_tokens,
+        prompt=vocabulary.opening,
+        seed=config.seed,
+        stop=stop,
+    )
+    say(f"sample:\n{text}\n")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / SAMPLE_FILE).write_text(text + "\n", encoding="utf-8")
+    except OSError as e:
+        if e.errno not in NO_ROOM:
+            raise
+        say(f"cannot write {SAMPLE_FILE}: {e}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from orchestrator.agent.artifacts import Artifacts
 from orchestrator.agent.closing import Closing, Patience
+from orchestrator.agent.disk import DiskWatch
 from orchestrator.agent.fence import FenceWatch
 from orchestrator.agent.identity import boot_id, cpu_name, gpu_name, oom_kills
 from orchestrator.agent.job import AgentJob
@@ -78,12 +79,14 @@ class Attempt:
         self._end_noted = False
         self._stop_at_end: Stop | None = None
         """What the program was asked to end for when it ended; what comes later is not why it ended."""
+        self._disk_full_at_end = False
         self._first_point_seen = False
         self._oom_kills = oom_kills()
         self._reporter = self._make_reporter()
         self._artifacts = Artifacts(
             self._link(), f"{self._path}/artifacts", folder.artifacts, self._reporter.event
         )
+        self._disk = DiskWatch(folder.root, self._reporter.event, clock)
         self._triggers = self._make_triggers()
         self._program = Program(self._notify)
 
@@ -165,6 +168,7 @@ class Attempt:
             phase=lambda phase: self._reporter.update(now=True, phase=phase),
             timing=self._reporter.timing,
             event=self._reporter.event,
+            transfer=lambda moving: self._reporter.update(transfer=moving),
         )
         opening = Opening(
             self._job, self._node_home, self._folder.restore, telling, self._notify, self._clock
@@ -227,6 +231,7 @@ class Attempt:
             self._reporter.timing("spawn", now - self._spawn_began)
             self._tell_running()
         self._output.bound()
+        self._disk.look()
         if self._saver is not None:
             self._saver.scan()
         if not self._first_point_seen and self._spawned_at is not None and _size(self._folder.metrics):
@@ -264,6 +269,7 @@ class Attempt:
     def _note_end(self) -> None:
         if not self._end_noted:
             self._end_noted, self._stop_at_end = True, self._triggers.stop
+            self._disk_full_at_end = self._disk.look(now=True)
             log.info("the program has ended with code %s", self._program.exit_code)
 
     def _kill_in(self, seconds: float) -> None:
@@ -292,7 +298,8 @@ class Attempt:
         while not saver.idle and saver.fenced is None:
             self._triggers.look()
             if self._clock.monotonic() - began > self._commit_patience(saver):
-                log.warning("the last checkpoint could not be stored in time")
+                waited = self._clock.monotonic() - began
+                self._reporter.event(f"the last checkpoint could not be stored within {waited:.0f} s")
                 break
             self._rest(POLL_S)
         self._triggers.look()
@@ -322,6 +329,7 @@ class Attempt:
             last_lines=tuple(self._output.last_lines()),
             out_of_memory=kills is not None and self._oom_kills is not None and kills > self._oom_kills,
             overran=self._killed,
+            disk_full=self._disk_full_at_end,
             unsaved=self._saver.unsaved,
         )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.agent.job import AgentJob, RestoreFrom
+from orchestrator.agent.transfer import Meter
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.contract import MARK_FILE
 from orchestrator.domain.states import Phase
@@ -21,6 +22,7 @@ from orchestrator.errors import (
     SpecError,
     StoreUnavailableError,
 )
+from orchestrator.messages import Transfer
 from orchestrator.store.cache import NO_CACHE, CheckpointCache
 from orchestrator.store.checkpoints import Restored, restore, restore_path
 from orchestrator.store.objects import ObjectStore, open_store, store_id
@@ -31,6 +33,7 @@ T = TypeVar("T")
 
 PATIENCE_S = 60.0
 """How long a store that cannot be reached is tried again before the attempt gives up."""
+_MARK_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Telling:
     phase: Callable[[Phase], None]
     timing: Callable[[str, float], None]
     event: Callable[[str], None]
+    transfer: Callable[[Transfer | None], None]
 
 
 class Opening:
@@ -81,6 +85,7 @@ class Opening:
         self._clock = clock
         self._patience_s = patience_s
         self._cache = NO_CACHE
+        self._meter = Meter(telling.transfer, clock)
         self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
 
     @property
@@ -142,7 +147,11 @@ class Opening:
         return self._restored(store, claim, restored)
 
     def _fetched(self, store: ObjectStore, run_id: str, step: int | None) -> Restored:
-        return self._patiently(lambda: restore(store, run_id, step, self._into, cache=self._cache))
+        def fetch() -> Restored:
+            with self._meter.measuring("down", step, None) as moved:
+                return restore(store, run_id, step, self._into, cache=self._cache, on_bytes=moved)
+
+        return self._patiently(fetch)
 
     def _restored(self, store: ObjectStore, claim: Claim, restored: Restored) -> Opened:
         record = restored.record
@@ -181,7 +190,8 @@ def _check_mounted(store: ObjectStore) -> None:
 def _step(directory: Path) -> int | None:
     """The step that a plain checkpoint directory names; whether it is a good one, the program decides."""
     try:
-        step = json.loads((directory / MARK_FILE).read_text())["step"]
+        with (directory / MARK_FILE).open("rb") as file:
+            step = json.loads(file.read(_MARK_LIMIT))["step"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return step if isinstance(step, int) and step >= 0 else None

@@ -11,15 +11,18 @@ import json
 import logging
 import math
 import os
+import platform
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator import __version__
 from orchestrator.agent.metrics import CommitPoints
 from orchestrator.agent.opening import Opened
 from orchestrator.agent.reporter import Reporter
-from orchestrator.agent.workdir import WorkDir, remove
+from orchestrator.agent.transfer import Meter
+from orchestrator.agent.workdir import WorkDir, remove, size_of
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.contract import MARK_FILE, parse_step
 from orchestrator.errors import FencedError, OrchError, StoreError, StoreFullError, StoreUnavailableError
@@ -84,6 +87,7 @@ class Saver:
         self._clock = clock
         self._writer = CheckpointWriter(opened.store, opened.claim)
         self._points = CommitPoints(folder.metrics)
+        self._meter = Meter(lambda moving: reporter.update(transfer=moving), clock)
         self._lock = threading.Lock()
         self._news = threading.Event()
         self._waiting: Finished | None = None
@@ -195,39 +199,44 @@ class Saver:
             return self._try_commit(finished)
         except StoreFullError as error:
             log.warning("%s; removing what need not be kept, also of dead attempts", error)
-            self._retain()
+            self._retain(now=True)
         return self._try_commit(finished)
 
     def _try_commit(self, finished: Finished) -> CheckpointRecord:
         restored = self._opened.restored
-        record = self._writer.commit(
-            finished.directory,
-            finished.step,
-            metrics=self._mark(finished),
-            device=self._to.device,
-            node=self._to.node,
-            points=self._points.until(finished.step),
-            parent=restored.record if restored else None,
-        )
+        metrics, versions = self._mark(finished)
+        with self._meter.measuring("up", finished.step, size_of(finished.directory)) as moved:
+            record = self._writer.commit(
+                finished.directory,
+                finished.step,
+                metrics=metrics,
+                device=self._to.device,
+                node=self._to.node,
+                points=self._points.until(finished.step),
+                parent=restored.record if restored else None,
+                versions={"orch": __version__, "python": platform.python_version(), **versions},
+                on_bytes=moved,
+            )
         self._points.taken()
         return record
 
-    def _mark(self, finished: Finished) -> dict[str, float]:
-        """The metrics that the program wrote into its checkpoint; none where it wrote none."""
+    def _mark(self, finished: Finished) -> tuple[dict[str, float], dict[str, str]]:
+        """The metrics and versions that the program wrote into its checkpoint; none where it wrote none."""
         try:
             with (finished.directory / MARK_FILE).open("rb") as file:
                 mark = json.loads(file.read(_MARK_LIMIT))
-            metrics = mark.get("metrics", {})
-            return {
+            metrics = {
                 str(key): float(value)
-                for key, value in metrics.items()
+                for key, value in mark.get("metrics", {}).items()
                 if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             }
+            versions = mark.get("versions", {}).items()
+            return metrics, {str(k)[:80]: v[:80] for k, v in versions if isinstance(v, str)}
         except FileNotFoundError:
-            return {}
+            return {}, {}
         except (OSError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             self._reporter.event(f"{MARK_FILE} of step {finished.step} cannot be read: {error}")
-            return {}
+            return {}, {}
 
     def _committed(self, finished: Finished, record: CheckpointRecord) -> None:
         self.last_step = record.step
@@ -250,11 +259,18 @@ class Saver:
         self._done(finished)
         self._retain()
 
-    def _retain(self) -> None:
-        """Thin out the checkpoints, and remove what dead attempts have left behind."""
+    def _retain(self, *, now: bool = False) -> None:
+        """Thin out the checkpoints, and remove what dead attempts have left behind; `now` without grace."""
         policy = self._to.policy
         try:
-            self._writer.retain(policy.keep_last, policy.keep_best, policy.metric, policy.mode)
+            self._writer.retain(
+                policy.keep_last,
+                policy.keep_best,
+                policy.metric,
+                policy.mode,
+                keep_every=policy.keep_every,
+                grace_s=0.0 if now else policy.grace,
+            )
         except FencedError as error:
             self.fenced = error.message
         except StoreError as error:

@@ -60,6 +60,8 @@ class Ending:
     """The kernel has killed something of this cgroup for lack of memory meanwhile."""
     overran: bool = False
     """It did not end within the grace and was killed for that."""
+    disk_full: bool = False
+    """The disk that it writes to was full when it ended."""
     unsaved: tuple[int, OrchError] | None = None
     """Step of its newest checkpoint where that could not be stored, and why."""
 
@@ -67,6 +69,8 @@ class Ending:
 def judge(ending: Ending) -> Outcome:
     """The outcome of an attempt whose program was started, or could not be."""
     reason, message = _reason(ending)
+    if ending.disk_full and ending.exit_code not in (0, EXIT_SAVED, None):
+        message = f"the disk of this machine is full; {message}"
     if ending.unsaved is not None:
         step, error = ending.unsaved
         message = f"{message}; " if message else ""

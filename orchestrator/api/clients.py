@@ -12,6 +12,8 @@ from orchestrator.api.agents import controller
 from orchestrator.domain.states import RunState
 from orchestrator.messages import (
     CheckpointView,
+    GarbageRequest,
+    GarbageView,
     LogPage,
     MoveRequest,
     NodeView,
@@ -21,6 +23,7 @@ from orchestrator.messages import (
     RunView,
     SubmitRequest,
     Submitted,
+    TagRequest,
 )
 
 router = APIRouter(prefix="/v1")
@@ -69,7 +72,25 @@ def move(request: Request, ref: str, body: MoveRequest) -> RunView:
 @router.get("/runs/{ref}/checkpoints")
 def checkpoints(request: Request, ref: str) -> list[CheckpointView]:
     """Committed checkpoints, oldest first."""
-    return controller(request).service.checkpoints(ref)
+    return controller(request).keeping.checkpoints(ref)
+
+
+@router.put("/runs/{ref}/tags/{name}")
+def tag(request: Request, ref: str, name: str, body: TagRequest) -> CheckpointView:
+    """Give a checkpoint a name, which keeps it."""
+    return controller(request).keeping.tag(ref, body.step, name)
+
+
+@router.delete("/runs/{ref}/tags/{name}")
+def untag(request: Request, ref: str, name: str) -> CheckpointView:
+    """Take a name away; the checkpoint that had it."""
+    return controller(request).keeping.untag(ref, name)
+
+
+@router.post("/garbage")
+def garbage(request: Request, body: GarbageRequest) -> list[GarbageView]:
+    """Collect data that no checkpoint needs."""
+    return controller(request).keeping.collect(dry_run=body.dry_run)
 
 
 @router.get("/runs/{ref}/points")

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 from typer.core import TyperGroup
 
 from orchestrator.cli import render
 from orchestrator.cli.common import RUNS, Json, RunRef, complete_run, connect, err, out, print_json, width
+from orchestrator.cli.lineage import checkpoints_table
 from orchestrator.cli.render import Cell, Column
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from orchestrator.client import Client
-    from orchestrator.messages import CheckpointView
     from orchestrator.store.objects import ObjectStore
     from orchestrator.store.records import CheckpointRecord
 
-COLUMNS = [
-    Column("STEP", right=True),
-    Column("ATTEMPT", right=True),
-    Column("NODE", least=6),
-    Column("DEVICE", least=6),
-    Column("SAVED"),
-    Column("SIZE", right=True),
-    Column("VAL", right=True),
-    Column(""),
-]
 VERIFY_COLUMNS = [
     Column("STEP", right=True),
     Column("ATTEMPT", right=True),
@@ -45,7 +31,7 @@ Place = Annotated[
     str,
     typer.Argument(
         metavar="RUN[@STEP]",
-        help="The run, and the step of its checkpoint.",
+        help="The run, and the step or the tag of its checkpoint.",
         autocompletion=complete_run,
         show_default=False,
     ),
@@ -72,19 +58,23 @@ def register(app: typer.Typer) -> None:
     group.command("list")(checkpoints)
     group.command("verify")(verify)
     group.command("export")(export)
+    group.command("import")(import_folder)
+    group.command("tag")(tag)
+    group.command("untag")(untag)
     app.add_typer(
         group,
         name="checkpoints",
         rich_help_panel=RUNS,
-        help="List the checkpoints of a run, verify them, or take one elsewhere.",
+        help="List the checkpoints of a run, verify or tag them, take one elsewhere or bring one in.",
         epilog="`orch checkpoints RUN` lists, without the word.",
     )
 
 
 def checkpoints(run: RunRef, as_json: Json = False) -> None:
-    """List the checkpoints of a run.
+    """List the checkpoints of a run, and what each attempt went on from.
 
-    `orch resume RUN --at STEP` goes on from one, `orch sample RUN@STEP` has it write text.
+    ● marks those that the newest one descends from. `orch resume RUN --at STEP` goes on from one,
+    `orch sample RUN@STEP` has it write text.
 
     - `orch checkpoints demo`
     """
@@ -155,10 +145,11 @@ def export(
     from orchestrator.errors import ConflictError
     from orchestrator.store.checkpoints import restore
 
-    ref, step = split_place(place)
+    ref, word = split_place(place)
     with connect() as client:
         detail = client.run(ref)
         store = same_store(client)
+    step = step_of(store, detail.run.id, word)
     if nanogpt and detail.spec.trainer is None:
         raise ConflictError(f"run {detail.run.id} is not of the built-in trainer: nanoGPT has no such model")
     restored = restore(store, detail.run.id, step, folder.absolute())
@@ -184,33 +175,115 @@ def _as_nanogpt(folder: Path) -> int:
         shutil.rmtree(aside)
 
 
+def import_folder(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Safetensors files and what belongs to them.", exists=True),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="What to call it; the name of the folder by default.")
+    ] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Its step, where the folder does not say.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring weights from elsewhere into the checkpoint store, for runs to begin from.
+
+    Every safetensors file is checked before anything is stored. A spec begins from it by
+    `resume_from: import:NAME`. With the weights alone (GPT-2's names, as nanoGPT and Hugging Face write them)
+    the trainer begins at step 0 with a fresh optimizer. This machine must see the checkpoint store.
+
+    - `orch checkpoints import ./gpt2 --name gpt2`
+    """
+    from orchestrator.store.importing import import_directory
+
+    with connect() as client:
+        store = same_store(client)
+    name = name or folder.resolve().name
+    record = import_directory(store, folder, name, step)
+    if as_json:
+        print_json({"name": name, "step": record.step, "size": record.size, "sha256": record.sha256})
+    else:
+        out.print(f"{render.size(record.size)} stored; begin from it by resume_from: import:{name}")
+
+
+def tag(
+    place: Place,
+    name: Annotated[str, typer.Argument(metavar="TAG", help="The name.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Give a checkpoint a name. It is kept from then on, and `RUN@TAG` means it wherever `RUN@STEP` does.
+
+    Without a step it is the newest one. The name leaves the checkpoint of the run that had it before.
+
+    - `orch checkpoints tag demo@1000 paper`
+    """
+    from orchestrator.errors import NotFoundError
+
+    ref, word = split_place(place)
+    with connect() as client:
+        found = [view for view in client.checkpoints(ref) if view.kept]
+        chosen = [view for view in found if word is None or str(view.step) == word or word in view.tags]
+        if not chosen:
+            have = ", ".join(str(view.step) for view in found) or "none"
+            raise NotFoundError(f"run {ref} has no such checkpoint", remedy=f"steps it has: {have}")
+        view = client.tag(chosen[-1].run, chosen[-1].step, name)
+    if as_json:
+        print_json(view)
+    else:
+        out.print(f"step {view.step} is kept as {name}")
+
+
+def untag(
+    run: RunRef,
+    name: Annotated[str, typer.Argument(metavar="TAG", help="The name.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Take a name away; the checkpoint is kept as long as the run's spec says.
+
+    - `orch checkpoints untag demo paper`
+    """
+    with connect() as client:
+        view = client.untag(run, name)
+    if as_json:
+        print_json(view)
+    else:
+        out.print(f"step {view.step} has the tag {name} no more")
+
+
 def _kept(client: Client, place: str) -> tuple[list[CheckpointRecord], ObjectStore]:
     from orchestrator.errors import NotFoundError
     from orchestrator.store.runlog import RunLog
 
-    ref, step = split_place(place)
+    ref, word = split_place(place)
     run_id = client.run(ref).run.id
     store = same_store(client)
     history = RunLog(store, run_id).history()
-    found = [record for record in history.live if step is None or record.step == step]
-    if not found:
-        have = ", ".join(str(record.step) for record in history.live) or "none"
-        raise NotFoundError(f"run {run_id} has no such checkpoint (steps it has: {have})")
-    return found, store
+    if word is not None:
+        return [history.named(word)], store
+    if not history.live:
+        raise NotFoundError(f"run {run_id} has no checkpoints")
+    return history.live, store
 
 
 def _size(record: CheckpointRecord) -> int:
     return sum(file.size for file in record.files)
 
 
-def split_place(text: str) -> tuple[str, int | None]:
-    """`run@step` as its parts; the step is None where it is not said."""
-    ref, at, step = text.rpartition("@")
+def split_place(text: str) -> tuple[str, str | None]:
+    """`run@step` or `run@tag` as its parts; the second is None where it is not said."""
+    ref, at, word = text.rpartition("@")
     if not at:
         return text, None
-    if not step.isdecimal():
-        raise typer.BadParameter(f"expected RUN or RUN@STEP with a number, got {text!r}")
-    return ref, int(step)
+    if not ref or not word:
+        raise typer.BadParameter(f"expected RUN, RUN@STEP or RUN@TAG, got {text!r}")
+    return ref, word
+
+
+def step_of(store: ObjectStore, run_id: str, word: str | None) -> int | None:
+    """The step that is meant by what stands after `@`; NotFoundError where the run has no such checkpoint."""
+    from orchestrator.store.runlog import RunLog
+
+    return None if word is None else RunLog(store, run_id).history().named(word).step
 
 
 def same_store(client: Client) -> ObjectStore:
@@ -230,24 +303,3 @@ def same_store(client: Client) -> ObjectStore:
             remedy="run this on the controller's machine, or mount the store at the same path here",
         )
     return store
-
-
-def checkpoints_table(found: Sequence[CheckpointView]) -> Text:
-    """Checkpoints, one a line."""
-    from orchestrator.clock import SYSTEM
-
-    now = SYSTEM.now()
-    return render.table(COLUMNS, [_row(checkpoint, now) for checkpoint in found], width())
-
-
-def _row(checkpoint: CheckpointView, now: datetime) -> list[Cell]:
-    return [
-        str(checkpoint.step),
-        str(checkpoint.attempt),
-        checkpoint.node,
-        checkpoint.device,
-        render.ago(checkpoint.at, now),
-        render.size(checkpoint.size),
-        render.loss(checkpoint.metrics.get("val/loss")),
-        "" if checkpoint.kept else "removed",
-    ]

@@ -192,8 +192,8 @@ class _Mover:
 
 
 def _show(client: Client, detail: RunDetail) -> None:
-    from orchestrator.cli.checkpoints import checkpoints_table
     from orchestrator.cli.insight import draw_curve, sample_run
+    from orchestrator.cli.lineage import checkpoints_table
     from orchestrator.cli.views import attempts_table
 
     run = detail.run.id

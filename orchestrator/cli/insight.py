@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from orchestrator.cli import render
-from orchestrator.cli.checkpoints import same_store, split_place
+from orchestrator.cli.checkpoints import same_store, split_place, step_of
 from orchestrator.cli.common import RUNS, Json, RunRef, complete_run, connect, out, print_json, width
 from orchestrator.cli.render import Cell, Column
 
@@ -134,7 +134,7 @@ def sample(
         str,
         typer.Argument(
             metavar="RUN[@STEP]",
-            help="The run, and the step of its checkpoint; the newest by default.",
+            help="The run, and the step or tag of its checkpoint; the newest by default.",
             autocompletion=complete_run,
         ),
     ],
@@ -164,7 +164,7 @@ def sample_run(client: Client, place: str, options: list[str]) -> int:
     from orchestrator.errors import ConflictError
     from orchestrator.store.checkpoints import restore
 
-    ref, step = split_place(place)
+    ref, word = split_place(place)
     detail = client.run(ref)
     if detail.spec.trainer is None:
         raise ConflictError(
@@ -172,6 +172,7 @@ def sample_run(client: Client, place: str, options: list[str]) -> int:
         )
     store = same_store(client)
     with tempfile.TemporaryDirectory(prefix="orch-sample-") as folder:
+        step = step_of(store, detail.run.id, word)
         restored = restore(store, detail.run.id, step, Path(folder) / "checkpoint")
         command = [sys.executable, "-m", "trainer.sample", str(restored.directory), *options]
         return subprocess.run(command, check=False).returncode

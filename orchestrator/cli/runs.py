@@ -139,7 +139,8 @@ def move(
 def resume(
     run: RunRef,
     at: Annotated[
-        int | None, typer.Option(min=0, metavar="STEP", help="Step of the checkpoint; the newest by default.")
+        str | None,
+        typer.Option(metavar="STEP", help="Step or tag of the checkpoint; the newest by default."),
     ] = None,
     follow: Follow = False,
     changes: Set = None,
@@ -160,7 +161,7 @@ def resume(
         announce(client, client.submit(request(spec, source)), follow, as_json)
 
 
-def resumed_spec(old: RunDetail, at: int | None, overrides: list[str]) -> tuple[RunSpec, str]:
+def resumed_spec(old: RunDetail, at: str | None, overrides: list[str]) -> tuple[RunSpec, str]:
     """The spec of a run that goes on from a checkpoint of `old`, and the text that it is written in."""
     import yaml
 

@@ -9,6 +9,7 @@ from orchestrator.cluster.gateway import Gateway
 from orchestrator.control.beats import Beats
 from orchestrator.control.config import ControllerConfig
 from orchestrator.control.fleet import FleetWatcher
+from orchestrator.control.keeping import Keeping
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.loop import Loop
@@ -57,6 +58,7 @@ class Controller:
             config.mlflow_url,
             self.wake,
         )
+        self.keeping = Keeping(self.ledger, self.store, clock)
         self.loop = Loop(
             config, self.ledger, self.spool, gateway, self.watcher, self.live, self.outcomes, clock
         )
@@ -68,6 +70,7 @@ class Controller:
         """Begin to watch, decide and ship."""
         self.watcher.start()
         self.loop.start()
+        self.keeping.start()
         if self.shipper:
             self.shipper.start()
         log.info("controller ready at %s", self.config.url)
@@ -75,6 +78,7 @@ class Controller:
     def stop(self) -> None:
         """End in order; running attempts go on without us."""
         self.loop.stop()
+        self.keeping.stop()
         self.watcher.stop()
         if self.shipper:
             self.shipper.stop()

@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 
 from orchestrator.errors import NotFoundError
-from orchestrator.store.checkpoints import checkpoints
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import ObjectStore
+from orchestrator.store.records import check_run_id, import_id
+from orchestrator.store.runlog import RunLog
 
 
 @dataclass(frozen=True)
@@ -27,27 +28,31 @@ def resolve_origin(resume_from: str | None, ledger: Ledger, store: ObjectStore) 
     """The checkpoint that was meant, fixed at this moment; NotFoundError says what there is instead.
 
     A text with a slash is the path of a checkpoint directory on the node; `run` is that run's newest
-    checkpoint, `run@step` the one of this step.
+    checkpoint, `run@step` the one of this step, `run@tag` the one with this tag. `import:name` is what was
+    brought in under this name.
     """
     if not resume_from:
         return Origin()
     if "/" in resume_from or resume_from.startswith((".", "~")):
         return Origin(path=resume_from)
-    match = re.fullmatch(r"([^@]+)(?:@(\d+))?", resume_from)
+    match = re.fullmatch(r"(import:)?([^@:]+)(?:@([^@]+))?", resume_from)
     if match is None:
         raise NotFoundError(
             f"resume_from: {resume_from!r} names no checkpoint",
-            remedy="give a run, run@step, or the path of a checkpoint directory",
+            remedy="give a run, run@step, run@tag, import:name, or the path of a checkpoint directory",
         )
-    with ledger.read() as transaction:
-        run = transaction.find(match[1])
-    kept = [record.step for record in checkpoints(store, run.id) if not record.retired]
-    if not kept:
-        raise NotFoundError(f"resume_from: run {run.spec.name} ({run.id}) has no checkpoint yet")
-    step = int(match[2]) if match[2] else max(kept)
-    if step not in kept:
-        there = ", ".join(map(str, kept))
-        raise NotFoundError(
-            f"resume_from: run {run.spec.name} has no checkpoint of step {step}", remedy=f"it has: {there}"
-        )
-    return Origin(run_id=run.id, step=step)
+    imported, ref, word = match.groups()
+    if imported:
+        run_id, what = check_run_id(import_id(ref)), f"import {ref}"
+    else:
+        with ledger.read() as transaction:
+            run = transaction.find(ref)
+        run_id, what = run.id, f"run {run.spec.name} ({run.id})"
+    history = RunLog(store, run_id).history()
+    if not history.live:
+        raise NotFoundError(f"resume_from: {what} has no checkpoint yet")
+    try:
+        step = history.named(word).step if word else max(record.step for record in history.live)
+    except NotFoundError as error:
+        raise NotFoundError(f"resume_from: {what}: {error.message}", remedy=error.remedy) from error
+    return Origin(run_id=run_id, step=step)

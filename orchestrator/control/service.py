@@ -12,15 +12,14 @@ from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.origin import Origin, resolve_origin
-from orchestrator.control.tracking import Tracking, checkpoint_uri
-from orchestrator.control.views import Views, checkpoint, events
+from orchestrator.control.tracking import Tracking
+from orchestrator.control.views import Views, events
 from orchestrator.domain.planner import judge, loads
 from orchestrator.domain.records import RunRecord
 from orchestrator.domain.states import RunState
 from orchestrator.domain.transitions import cancel, move, shut_down
 from orchestrator.errors import ConflictError, NotFoundError
 from orchestrator.messages import (
-    CheckpointView,
     LogPage,
     NodeView,
     PlanLine,
@@ -32,7 +31,6 @@ from orchestrator.messages import (
     Submitted,
 )
 from orchestrator.spec.identity import spec_hash
-from orchestrator.store.checkpoints import checkpoints
 from orchestrator.store.ledger import OPEN_STATES, Ledger
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.spool import Spool
@@ -208,13 +206,6 @@ class Service:
         return len(attempts)
 
     # ---- what belongs to a run
-
-    def checkpoints(self, ref: str) -> list[CheckpointView]:
-        """Committed checkpoints, oldest first, as the run log in the store has them."""
-        with self._ledger.read() as ledger:
-            run = ledger.find(ref)
-        found = checkpoints(self._store, run.id)
-        return [checkpoint(record, run.id, checkpoint_uri(self._store, record)) for record in found]
 
     def points(self, ref: str, keys: list[str], after_step: int | None, limit: int) -> list[PointView]:
         """Measurements of a run by step."""

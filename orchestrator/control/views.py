@@ -9,7 +9,7 @@ from orchestrator.control.live import LiveBoard
 from orchestrator.domain.planner import loads
 from orchestrator.domain.records import AttemptRecord, EventRecord, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, RunState
-from orchestrator.messages import AttemptView, CheckpointView, EventView, NodeView, RunView
+from orchestrator.messages import AttemptView, CheckpointView, EventView, NodeView, ParentView, RunView
 from orchestrator.store.ledger import OPEN_STATES, Ledger
 from orchestrator.store.records import CheckpointRecord
 from orchestrator.store.spool import Spool
@@ -65,6 +65,7 @@ class Views:
             val_loss=value["val/loss"],
             tokens_per_s=value["perf/tokens_per_s"] if running else None,
             eta_s=eta,
+            transfer=self._live.transfer(run.id, attempt.number) if attempt else None,
             created_at=run.created_at,
             started_at=run.started_at,
             ended_at=run.ended_at,
@@ -148,6 +149,10 @@ def checkpoint(record: CheckpointRecord, run_id: str, uri: str) -> CheckpointVie
         metrics=record.metrics,
         uri=uri,
         kept=not record.retired,
+        tags=list(record.tags),
+        parent=ParentView(run=record.parent.run, step=record.parent.step) if record.parent else None,
+        versions=record.versions,
+        sent=sum(file.size for file in record.files if file.key is None),
     )
 
 

@@ -50,6 +50,10 @@ class CheckpointPolicy(_Model):
     """Keep the newest K checkpoints."""
     keep_best: Annotated[int, Field(ge=0, le=10_000)] = 1
     """Keep also the K best by `metric`."""
+    keep_every: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    """Keep also the first one at or after every multiple of N steps."""
+    grace: Seconds = 600.0
+    """How long the data of a removed checkpoint stays for those who are reading it, such as `10m`."""
     metric: MetricName = "val/loss"
     """What "best" means."""
     mode: Literal["min", "max"] = "min"
@@ -85,7 +89,8 @@ class RunSpec(_Model):
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     """When to save and what to keep."""
     resume_from: Text | None = None
-    """Checkpoint to begin from: a run, `run@step`, or the path of a checkpoint directory."""
+    """Checkpoint to begin from: a run, `run@step`, `run@tag`, `import:name`, or the path of a checkpoint
+    directory."""
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     """Higher goes first."""
     retries: Annotated[int, Field(ge=0, le=100)] = 3

@@ -12,24 +12,30 @@ import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+from orchestrator.clock import SYSTEM, Clock
 from orchestrator.errors import DamagedError, FencedError, StoreError, StoreUnavailableError
 from orchestrator.store.cache import OnBytes, silent
-from orchestrator.store.protocol import ObjectStore, Source
+from orchestrator.store.fetch import checked, drained
+from orchestrator.store.protocol import ObjectStore
 from orchestrator.store.records import (
     CheckpointRecord,
     FileEntry,
     Parent,
     PointsRef,
-    data_key,
+    Retire,
     data_prefix,
     points_key,
 )
-from orchestrator.store.restore import Restored, checked, restore, restore_path
+from orchestrator.store.restore import Restored, restore, restore_path
 from orchestrator.store.retention import choose, leftovers, retire
-from orchestrator.store.runlog import Claim, RunLog
-from orchestrator.store.snapshot import Limits, open_file, scan
+from orchestrator.store.runlog import Claim, History, RunLog
+from orchestrator.store.snapshot import Limits
+from orchestrator.store.upload import Uploader
 
 __all__ = [
     "CheckpointRecord",
@@ -46,13 +52,29 @@ __all__ = [
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Upload:
+    """Where the files of a directory go."""
+
+    directory: Path
+    step: int
+    data: str
+    points: str
+
+
 class CheckpointWriter:
     """Commits and retires the checkpoints of one attempt. One thread at a time."""
 
-    def __init__(self, store: ObjectStore, claim: Claim, *, limits: Limits | None = None) -> None:
+    def __init__(
+        self, store: ObjectStore, claim: Claim, *, limits: Limits | None = None, clock: Clock = SYSTEM
+    ) -> None:
         self._store = store
         self._claim = claim
         self._limits = limits or Limits()
+        self._clock = clock
+        self._uploader = Uploader(store, self._limits)
+        self._interrupted: _Upload | None = None
+        """What was being sent when the store went away."""
         self._carried = b""
 
     def commit(
@@ -65,13 +87,15 @@ class CheckpointWriter:
         node: str,
         points: bytes = b"",
         parent: CheckpointRecord | None = None,
+        versions: Mapping[str, str] | None = None,
         on_bytes: OnBytes = silent,
     ) -> CheckpointRecord:
         """Make a finished directory a checkpoint of the run. Durable and loadable once this returns.
 
         `points` are JSON lines measured since the last commit, stored with it; `parent` is the checkpoint
-        that this attempt went on from. Metrics that are not finite are left out. `on_bytes` is told how many
-        bytes of the directory have been taken for upload since its last call.
+        that this attempt went on from; `versions` of the software that wrote it. Metrics that are not finite
+        are left out. Large files that the newest checkpoint has already are referred to, not sent again.
+        `on_bytes` is told how many bytes of the directory have been taken for upload since its last call.
 
         A step that has a checkpoint already: the first one counts and is returned, nothing is uploaded, and
         the points travel with the next commit. Only where the first one comes from an earlier attempt and
@@ -79,8 +103,8 @@ class CheckpointWriter:
 
         Errors: FencedError where a newer attempt has the run (nothing was committed), StoreFullError (nothing
         was committed, what had been uploaded is removed), StoreUnavailableError (the outcome is unknown; the
-        log tells), StoreError where the directory cannot be a checkpoint. After an error the points are still
-        the caller's.
+        log tells; the same call again goes on with what was sent), StoreError where the directory cannot be a
+        checkpoint. After an error the points are still the caller's.
         """
         if len(points) > self._limits.points:
             raise StoreError(f"more than {self._limits.points} bytes of points in one commit")
@@ -88,43 +112,70 @@ class CheckpointWriter:
         if counted is not None:
             self._carried += points
             return counted
-        token = uuid.uuid4()
-        prefix = data_prefix(self._claim.run_id, self._claim.attempt, step, token)
-        points_at = points_key(self._claim.run_id, self._claim.attempt, step, token)
-        with self._removed_on_error(prefix, points_at, sent=False):
-            files = self._upload(directory, prefix, on_bytes)
-            stored = self._upload_points(points_at, self._carried + points)
-        with self._removed_on_error(prefix, points_at, sent=True):
-            record = self._claim.append(
-                lambda stamp: CheckpointRecord(
-                    **stamp,
-                    node=node,
-                    step=step,
-                    data=prefix,
-                    files=files,
-                    metrics={key: float(value) for key, value in metrics.items() if math.isfinite(value)},
-                    device=device,
-                    points=stored,
-                    parent=Parent(run=parent.run, step=parent.step, id=parent.id) if parent else None,
-                )
+        upload = self._begin(directory, step)
+        with self._tidied_on_error(upload, sent=False):
+            files = self._uploader.send(directory, upload.data, self._known(), on_bytes)
+            stored = self._upload_points(upload.points, self._carried + points)
+
+        arrived: list[CheckpointRecord] = []
+
+        def make(stamp: dict[str, Any], history: History) -> CheckpointRecord | None:
+            if found := history.find(step):
+                arrived[:] = [found]
+                return None
+            if upload.data in history.discarded:
+                raise _collected(upload)
+            return CheckpointRecord(
+                **stamp,
+                node=node,
+                step=step,
+                data=upload.data,
+                files=files,
+                metrics={key: float(value) for key, value in metrics.items() if math.isfinite(value)},
+                device=device,
+                points=stored,
+                parent=Parent(run=parent.run, step=parent.step, id=parent.id) if parent else None,
+                versions=dict(versions or {}),
             )
+
+        with self._tidied_on_error(upload, sent=True):
+            record = self._claim.append_unless(make)
+        if record is None:
+            # An earlier try whose answer was lost has reached the log while this one was sent.
+            self._give_up(upload)
+            self._carried += points
+            return arrived[0]
         self._carried = b""
         return record
 
-    def retain(self, keep_last: int, keep_best: int, metric: str, mode: str) -> list[int]:
-        """Keep the newest `keep_last` and the best `keep_best` checkpoints and delete the others' data.
+    def retain(
+        self,
+        keep_last: int,
+        keep_best: int,
+        metric: str,
+        mode: str,
+        *,
+        keep_every: int | None = None,
+        grace_s: float = 0.0,
+    ) -> list[int]:
+        """Keep the newest `keep_last`, the best `keep_best`, one of every `keep_every` steps and what has a
+        tag, and delete the others' data `grace_s` seconds after they were retired.
 
         Returns the steps retired now. The newest one always stays. The log says "retired" before anything is
         deleted; what an earlier call could not delete, and what dead attempts have left behind, goes too.
         """
+        dropped: list[CheckpointRecord] = []
+
+        def make(stamp: dict[str, Any], history: History) -> Retire | None:
+            dropped[:] = choose(history.live, keep_last, keep_best, metric, mode, keep_every)
+            return retire(stamp, dropped, "retention") if dropped else None
+
+        self._claim.append_unless(make)
+        before = self._clock.now() - timedelta(seconds=grace_s)
         history = self._claim.history()
-        drop = choose(history.live, keep_last, keep_best, metric, mode)
-        if drop:
-            self._retire(drop, "retention")
-        history = self._claim.history()
-        for key in list(leftovers(self._store, self._claim.run_id, history, self._claim.attempt)):
-            self._store.delete(key)
-        return sorted(record.step for record in drop)
+        for info in list(leftovers(self._store, self._claim.run_id, history, self._claim.attempt, before)):
+            self._store.delete(info.key)
+        return sorted(record.step for record in dropped)
 
     # ------------------------------------------------------------------ steps of a commit
 
@@ -137,82 +188,85 @@ class CheckpointWriter:
         if not problems:
             return found
         _LOG.warning("checkpoint of step %d from attempt %d is damaged: %s", step, found.attempt, problems)
-        self._retire([found], "damaged: " + "; ".join(problems)[:500])
+        why = "damaged: " + "; ".join(problems)[:500]
+        self._claim.append(lambda stamp: retire(stamp, [found], why))
         return None
 
-    def _retire(self, records: list[CheckpointRecord], why: str) -> None:
-        self._claim.append(lambda stamp: retire(stamp, records, why))
+    def _begin(self, directory: Path, step: int) -> _Upload:
+        """The interrupted upload where this is its directory, else a new one.
 
-    def _upload(self, directory: Path, prefix: str, on_bytes: OnBytes) -> tuple[FileEntry, ...]:
-        entries: list[FileEntry] = []
+        The points have another name each time: those of an earlier try, which may be fewer, can still be on
+        their way and arrive last.
+        """
+        before, self._interrupted = self._interrupted, None
+        run, attempt, token = self._claim.run_id, self._claim.attempt, uuid.uuid4()
+        points = points_key(run, attempt, step, token)
+        if before is not None:
+            if (before.directory, before.step) == (directory, step):
+                return replace(before, points=points)
+            self._give_up(before)
+        return _Upload(directory, step, data_prefix(run, attempt, step, token), points)
 
-        def objects() -> Iterator[tuple[str, Source]]:
-            for path in scan(directory, self._limits):
-                with open_file(directory, path, on_bytes) as reader:
-                    yield data_key(prefix, path), reader
-                    entries.append(reader.entry(path))
-
-        try:
-            self._store.put_all(objects())
-        except OSError as error:
-            raise StoreError(f"cannot read {directory}: {error.strerror or error}") from error
-        for entry in entries:
-            self._read_back(data_key(prefix, entry.path), entry)
-        return tuple(entries)
+    def _known(self) -> dict[str, FileEntry]:
+        """The files of the newest checkpoint by path, with their keys."""
+        live = self._claim.history().live
+        if not live:
+            return {}
+        return {file.path: file.model_copy(update={"key": live[-1].key(file)}) for file in live[-1].files}
 
     def _upload_points(self, key: str, data: bytes) -> PointsRef | None:
         if not data:
             return None
         stored = PointsRef(key=key, size=len(data), sha256=hashlib.sha256(data).hexdigest())
         self._store.put(key, data)
-        self._read_back(key, stored)
+        self._uploader.read_back(key, stored)
         return stored
 
-    def _read_back(self, key: str, expected: FileEntry | PointsRef) -> None:
-        try:
-            _drain(checked(self._store, key, expected))
-        except DamagedError as error:
-            raise DamagedError(
-                f"{self._store.uri} did not keep what was written: {error.message}",
-                remedy="Check the disk or server of the store.",
-            ) from error
-
     @contextmanager
-    def _removed_on_error(self, prefix: str, points_at: str, *, sent: bool) -> Iterator[None]:
-        """Remove what was uploaded, unless the log may refer to it: the record was `sent`, with what
-        outcome is unknown.
+    def _tidied_on_error(self, upload: _Upload, *, sent: bool) -> Iterator[None]:
+        """Remove what was uploaded, unless the log may refer to it (the record was `sent`, with what outcome
+        is unknown), or the store is away and the upload goes on later.
         """
         try:
             yield
         except StoreError as error:
-            if not (sent and isinstance(error, StoreUnavailableError)):
-                self._remove(prefix, points_at)
+            away = isinstance(error, StoreUnavailableError)
+            if not away:
+                self._give_up(upload)
             if not sent:
-                self._blame_fence(error)
+                self._blame_others(upload, error)
+                if away:
+                    self._interrupted = upload
             raise
 
-    def _remove(self, prefix: str, points_at: str) -> None:
+    def _give_up(self, upload: _Upload) -> None:
         try:
-            for info in list(self._store.list(prefix + "/")):
+            for key in self._uploader.forget():
+                self._store.delete(key)
+            for info in list(self._store.list(upload.data + "/")):
                 self._store.delete(info.key)
-            self._store.delete(points_at)
+            self._store.delete(upload.points)
         except StoreError as failure:
             # Whoever owns the run next removes it.
-            _LOG.warning("left %s behind: %s", prefix, failure.message)
+            _LOG.warning("left %s behind: %s", upload.data, failure.message)
 
-    def _blame_fence(self, error: StoreError) -> None:
-        """A newer attempt removes what this one was uploading: then the failure is not the store's fault."""
+    def _blame_others(self, upload: _Upload, error: StoreError) -> None:
+        """Where somebody removes what this attempt was uploading, the failure is not the store's fault: a
+        newer attempt, or whoever collects garbage.
+        """
         try:
-            self._claim.check()
+            discarded = self._claim.history().discarded
         except FencedError as fenced:
             raise fenced from error
         except StoreError as second:
             _LOG.warning("after %s: %s", error.message, second.message)
+            return
+        if upload.data in discarded:
+            raise _collected(upload) from error
 
 
-def _drain(chunks: Iterator[bytes]) -> None:
-    for _ in chunks:
-        pass
+def _collected(upload: _Upload) -> StoreUnavailableError:
+    return StoreUnavailableError(f"what was sent for step {upload.step} was collected as garbage")
 
 
 def checkpoints(store: ObjectStore, run_id: str) -> list[CheckpointRecord]:
@@ -248,7 +302,7 @@ def verify(store: ObjectStore, record: CheckpointRecord) -> list[str]:
     problems: list[str] = []
     for file in record.files:
         try:
-            _drain(checked(store, record.key(file), file))
+            drained(store, record.key(file), file)
         except DamagedError as error:
             problems.append(error.message)
     return problems

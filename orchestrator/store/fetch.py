@@ -144,3 +144,9 @@ def checked(
         raise DamagedError(f"{name} has {less} bytes instead of {expected.size}")
     if digest.hexdigest() != expected.sha256:
         raise DamagedError(f"{name} does not match its SHA-256")
+
+
+def drained(store: ObjectStore, key: str, expected: FileEntry | PointsRef) -> None:
+    """Read an object whole; DamagedError where it is not as expected."""
+    for _ in checked(store, key, expected):
+        pass

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from orchestrator.clock import SYSTEM
 from orchestrator.errors import NotFoundError, SetupError, StoreError, StoreFullError, StoreUnavailableError
 from orchestrator.store.posix import (
     BUFFER,
@@ -22,8 +25,9 @@ from orchestrator.store.posix import (
     pieces,
     read_optional,
     remove_empty,
-    remove_stale,
+    remove_optional,
     replace,
+    stale,
     start_writing,
     sync_folder,
     write_all,
@@ -31,6 +35,7 @@ from orchestrator.store.posix import (
 from orchestrator.store.protocol import (
     CHUNK,
     IDENTITY_KEY,
+    LEFTOVER,
     IntoReader,
     ObjectInfo,
     Reader,
@@ -82,7 +87,7 @@ class FileStore:
                 self.root.mkdir(parents=True, exist_ok=True)
                 sync_folder(self.root.parent)
             self._make_folder(self.root / _TEMPORARY)
-            remove_stale(self.root / _TEMPORARY)
+        self.tidy(SYSTEM.now() - LEFTOVER)
 
     def put(self, key: str, source: Source, *, create_only: bool = False) -> bool:
         """See ObjectStore."""
@@ -138,6 +143,17 @@ class FileStore:
                 if folder == self.root or not remove_empty(folder):
                     return
                 self._durable.discard(folder)
+
+    def tidy(self, begun_before: datetime, *, dry_run: bool = False) -> builtins.list[ObjectInfo]:
+        """See ObjectStore. These are temporary files."""
+        self._check_root()
+        folder = self.root / _TEMPORARY
+        with self._edge("look for unfinished writes"):
+            found = stale(folder, begun_before)
+            if not dry_run:
+                for info in found:
+                    remove_optional(folder / info.key)
+        return found
 
     # ------------------------------------------------------------------ writing
 

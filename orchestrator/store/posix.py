@@ -10,15 +10,14 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from orchestrator.clock import SYSTEM
-from orchestrator.store.protocol import IntoReader
+from orchestrator.store.protocol import IntoReader, ObjectInfo
 
 BUFFER: Final = 256 << 10
 """Bytes that are copied at a time; they stay in the processor's cache."""
-_STALE_S: Final = 86_400.0
 _NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _ABSENT: Final = (FileNotFoundError, NotADirectoryError)
 
@@ -158,14 +157,25 @@ def entries(folder: Path) -> list[tuple[str, bool, int]]:
     return sorted(found)
 
 
-def remove_stale(folder: Path) -> None:
-    """Remove what writers that were killed have left; a write that takes more than a day fails."""
-    oldest = SYSTEM.now().timestamp() - _STALE_S
-    with os.scandir(folder) as scan:
-        for entry in scan:
-            with contextlib.suppress(FileNotFoundError):
-                if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                    os.unlink(entry.path)
+def stale(folder: Path, before: datetime) -> list[ObjectInfo]:
+    """The files in a folder that were changed last before that instant, sorted; none where it is missing."""
+    found: list[ObjectInfo] = []
+    try:
+        with os.scandir(folder) as scan:
+            for entry in scan:
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    if status.st_mtime < before.timestamp():
+                        found.append(ObjectInfo(entry.name, status.st_size))
+    except _ABSENT:
+        return []
+    return sorted(found, key=lambda info: info.key)
+
+
+def remove_optional(path: Path) -> None:
+    """Remove a file; a missing one is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def read_optional(path: Path) -> bytes | None:

@@ -6,9 +6,11 @@ scheme; everything above it (run log, checkpoints) is written against the protoc
 
 from __future__ import annotations
 
+import builtins
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
@@ -18,6 +20,8 @@ CHUNK: Final = 1 << 20
 """Bytes that streams carry at a time."""
 IDENTITY_KEY: Final = "store.json"
 """Says which store this is, by whatever path it is reached."""
+LEFTOVER: Final = timedelta(days=1)
+"""A write that takes longer fails: what is unfinished and older belongs to nobody any more."""
 _MAX_KEY: Final = 1024
 _MAX_NAME: Final = 255
 _NAME = re.compile(r"[A-Za-z0-9._~%=+@,-]+")
@@ -95,6 +99,12 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object, and what is left of an interrupted `put`; a missing one is fine."""
+        ...
+
+    def tidy(self, begun_before: datetime, *, dry_run: bool = False) -> builtins.list[ObjectInfo]:
+        """Remove unfinished writes that began before that instant, whose writers must have died; what was
+        removed, or with `dry_run` would be.
+        """
         ...
 
 

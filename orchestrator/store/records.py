@@ -29,10 +29,13 @@ from pydantic import (
 from orchestrator.errors import DamagedError, StoreError
 from orchestrator.store.protocol import check_key
 
-VERSION: Final = 1
+VERSION: Final = 2
+_READABLE: Final = (1, 2)
+"""Version 2 has tags, discards, shared files and versions of software."""
 MAX_SLOT: Final = 99_999_999
 _TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\n')
 _TAIL_SIZE: Final = len(b',"sha256":""}\n') + 64
+_TAG = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -53,7 +56,12 @@ def _key(value: str) -> str:
         raise ValueError(error.message) from error
 
 
+def _tag_name(value: str) -> str:
+    return check_tag(value)
+
+
 Key = Annotated[str, AfterValidator(_key)]
+TagName = Annotated[str, AfterValidator(_tag_name)]
 
 
 class _Frozen(BaseModel):
@@ -66,6 +74,8 @@ class FileEntry(_Frozen):
     path: Annotated[str, AfterValidator(_relative)]
     size: Size
     sha256: Sha256
+    key: Key | None = None
+    """Where an earlier checkpoint of the run has put these bytes; None: they are among this one's data."""
 
 
 class PointsRef(_Frozen):
@@ -85,7 +95,7 @@ class Parent(_Frozen):
 
 
 class _Record(_Frozen):
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     run: str
     slot: int = Field(ge=1, le=MAX_SLOT)
     id: UUID
@@ -114,8 +124,14 @@ class CheckpointRecord(_Record):
     device: str = ""
     points: PointsRef | None = None
     parent: Parent | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Name -> version of the software that wrote it."""
     retired: bool = Field(default=False, exclude=True)
     """True where a later record says that the data may be gone. Not stored: the fold of the log sets it."""
+    retired_at: AwareDatetime | None = Field(default=None, exclude=True)
+    """When that was. Not stored either."""
+    tags: tuple[str, ...] = Field(default=(), exclude=True)
+    """Names that people have given it, sorted. Not stored either."""
 
     @model_validator(mode="after")
     def _at_home(self) -> Self:
@@ -125,6 +141,9 @@ class CheckpointRecord(_Record):
         folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
         if len(names) != len(self.files) or names & folders:
             raise ValueError("two files have one path")
+        for file in self.files:
+            if file.key is not None and not file.key.startswith(data_root(self.run)):
+                raise ValueError(f"{file.key} is not among the data of run {self.run}")
         return self
 
     @property
@@ -140,7 +159,7 @@ class CheckpointRecord(_Record):
 
     def key(self, file: FileEntry) -> str:
         """Where the bytes of one of the files are."""
-        return data_key(self.data, file.path)
+        return file.key or data_key(self.data, file.path)
 
 
 class Retire(_Record):
@@ -151,7 +170,30 @@ class Retire(_Record):
     why: str = ""
 
 
-Record = Fence | CheckpointRecord | Retire
+class Tag(_Record):
+    """A name for a checkpoint, which retention then keeps; the name leaves the checkpoint that had it before.
+
+    Anybody may write one, by the number of the attempt that owns the run.
+    """
+
+    kind: Literal["tag"] = "tag"
+    name: TagName
+    checkpoint: UUID | None = None
+    """None takes the name away."""
+
+
+class Discard(_Record):
+    """Data that will never be a checkpoint's: a record after this one that refers to it does not count.
+
+    Anybody may write one, by the number of the attempt that owns the run.
+    """
+
+    kind: Literal["discard"] = "discard"
+    data: tuple[Key, ...] = Field(min_length=1)
+    """Key prefixes as in :attr:`CheckpointRecord.data`."""
+
+
+Record = Fence | CheckpointRecord | Retire | Tag | Discard
 _ADAPTER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 _ANY: TypeAdapter[dict[str, object]] = TypeAdapter(dict[str, object])
 
@@ -172,9 +214,9 @@ def decode(data: bytes, run: str, slot: int) -> Record:
         raise DamagedError(f"{where} does not match its SHA-256")
     try:
         version = _ANY.validate_json(body).get("version")
-        if version != VERSION:
+        if version not in _READABLE:
             raise StoreError(
-                f"{where} has format version {version}; this program reads version {VERSION}",
+                f"{where} has format version {version}; this program reads versions up to {VERSION}",
                 remedy="Install the version of orch here that the other machines have.",
             )
         record = _ADAPTER.validate_json(body)
@@ -192,6 +234,20 @@ def check_run_id(run_id: str) -> str:
             f"{run_id[:200]!r} cannot be a run id", remedy="Use letters, digits, '.', '_' and '-'."
         )
     return run_id
+
+
+def import_id(name: str) -> str:
+    """The id, as a run's, below which something that was brought in is stored."""
+    return f"import.{name}"
+
+
+def check_tag(name: str) -> str:
+    """The name of a tag, or ValueError: a letter first, then letters, digits, `.`, `_` and `-`."""
+    if not _TAG.fullmatch(name):
+        raise ValueError(
+            f"{name[:80]!r} cannot be a tag: begin with a letter, go on with letters, digits, '.', '_', '-'"
+        )
+    return name
 
 
 def log_key(run: str, slot: int) -> str:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from orchestrator.errors import ConflictError, DamagedError, NotFoundError, StoreError
 from orchestrator.store.cache import NO_CACHE, CheckpointCache, OnBytes, silent
-from orchestrator.store.fetch import Fetch, checked
+from orchestrator.store.fetch import Fetch
 from orchestrator.store.posix import pieces
 from orchestrator.store.protocol import ObjectStore
 from orchestrator.store.records import CheckpointRecord
 from orchestrator.store.runlog import History, RunLog, Unreadable
 from orchestrator.store.snapshot import Limits, open_file, scan
 
-__all__ = ["Restored", "checked", "restore", "restore_path"]
+__all__ = ["Restored", "restore", "restore_path"]
 
 
 @dataclass(frozen=True)

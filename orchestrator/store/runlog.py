@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from orchestrator.clock import SYSTEM, Clock
@@ -20,9 +21,11 @@ from orchestrator.errors import DamagedError, FencedError, NotFoundError, StoreE
 from orchestrator.store.protocol import ObjectStore, read_bytes
 from orchestrator.store.records import (
     CheckpointRecord,
+    Discard,
     Fence,
     Record,
     Retire,
+    Tag,
     check_run_id,
     decode,
     encode,
@@ -33,11 +36,13 @@ from orchestrator.store.records import (
 __all__ = [
     "CheckpointRecord",
     "Claim",
+    "Discard",
     "Fence",
     "History",
     "Record",
     "Retire",
     "RunLog",
+    "Tag",
     "Unreadable",
     "fold",
 ]
@@ -50,6 +55,7 @@ _READS: Final = 2
 """A record counts as damaged where this many reads in a row found it so."""
 
 R = TypeVar("R", Fence, CheckpointRecord, Retire)
+N = TypeVar("N", Tag, Discard)
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,21 @@ class RunLog:
             self._unanswered.add(fence.id)
             if self.create(fence):
                 return self._claimed(fence)
+        raise self.contended()
+
+    def note(self, make: Callable[[dict[str, Any], History], N]) -> N:
+        """Add a record that anybody may write, in the name of the attempt that owns the run.
+
+        `make` gets the fields that every record has and what the log says before it; it is called again
+        where another record is faster. NotFoundError where nobody has claimed the run yet.
+        """
+        for _ in range(_LOST_RACES):
+            history = self.history()
+            if not history.owner:
+                raise NotFoundError(f"run {self.run_id} has no checkpoints")
+            record = make(self.stamp(history.last_slot + 1, history.owner), history)
+            if self.create(record):
+                return record
         raise self.contended()
 
     def _claimed(self, fence: Fence) -> Claim:
@@ -189,10 +210,19 @@ class Claim:
 
         After FencedError nothing was written. After StoreUnavailableError that is unknown.
         """
+        record = self.append_unless(lambda stamp, history: make(stamp))
+        assert record is not None
+        return record
+
+    def append_unless(self, make: Callable[[dict[str, Any], History], R | None]) -> R | None:
+        """As `append`; `make` also gets what the log says before the record, and may return None for none.
+
+        It is called again where another record was faster.
+        """
         for _ in range(_LOST_RACES):
-            last = self.history().last_slot
-            record = make(self.log.stamp(last + 1, self.attempt))
-            if self.log.create(record):
+            history = self.history()
+            record = make(self.log.stamp(history.last_slot + 1, self.attempt), history)
+            if record is None or self.log.create(record):
                 return record
         raise self.log.contended()
 
@@ -227,6 +257,8 @@ class History:
     more.
     """
     unreadable: tuple[Unreadable, ...] = field(default=())
+    discarded: frozenset[str] = frozenset()
+    """Key prefixes of data that can be no checkpoint's any more."""
 
     @property
     def live(self) -> list[CheckpointRecord]:
@@ -237,34 +269,72 @@ class History:
         """The checkpoint that counts for a step."""
         return next((checkpoint for checkpoint in self.live if checkpoint.step == step), None)
 
+    def tagged(self, name: str) -> CheckpointRecord | None:
+        """The checkpoint that has this tag."""
+        return next((checkpoint for checkpoint in self.live if name in checkpoint.tags), None)
+
+    def named(self, word: str) -> CheckpointRecord:
+        """The checkpoint of a step or with a tag, as people write it after `@`. NotFoundError says what there
+        is instead.
+        """
+        found = self.find(int(word)) if word.isdecimal() else self.tagged(word)
+        if found is None:
+            steps = [f"{c.step} ({', '.join(c.tags)})" if c.tags else str(c.step) for c in self.live]
+            what = f"checkpoint of step {word}" if word.isdecimal() else f"checkpoint with the tag {word!r}"
+            raise NotFoundError(f"there is no {what}", remedy=f"it has: {', '.join(steps) or 'none'}")
+        return found
+
 
 def fold(slots: list[Record | Unreadable]) -> History:
     """What the log says, computed from its slots in order.
 
     The highest attempt so far owns the log, and what an earlier one wrote after it does not count (the
     slots make that impossible; this is the second lock on the door). Of several checkpoints of one step the
-    first counts, until it is retired.
+    first counts, until it is retired. One whose data was discarded before it does not count. A name is the
+    last tag's that gave it to a checkpoint which counted then.
     """
     owner = 0
     fence: Fence | None = None
     found: list[CheckpointRecord] = []
-    retired: set[uuid.UUID] = set()
+    retired: dict[uuid.UUID, datetime] = {}
     live: dict[int, uuid.UUID] = {}
+    tags: dict[str, uuid.UUID] = {}
+    discarded: set[str] = set()
     for record in slots:
         if isinstance(record, Unreadable) or record.attempt < owner:
             continue
         if record.attempt > owner:
             owner, fence = record.attempt, record if isinstance(record, Fence) else None
-        if isinstance(record, CheckpointRecord) and record.step not in live:
-            found.append(record)
-            live[record.step] = record.id
+        if isinstance(record, CheckpointRecord):
+            if record.step not in live and record.data not in discarded:
+                found.append(record)
+                live[record.step] = record.id
         elif isinstance(record, Retire):
-            retired.update(record.checkpoints)
+            retired.update((id_, record.at) for id_ in record.checkpoints)
             live = {step: id_ for step, id_ in live.items() if id_ not in retired}
+            tags = {name: id_ for name, id_ in tags.items() if id_ not in retired}
+        elif isinstance(record, Tag):
+            tags.pop(record.name, None)
+            if record.checkpoint is not None and record.checkpoint in live.values():
+                tags[record.name] = record.checkpoint
+        elif isinstance(record, Discard):
+            # What a record refers to already stays its own.
+            discarded.update(set(record.data) - {checkpoint.data for checkpoint in found})
     return History(
         owner=owner,
         fence=fence,
         last_slot=len(slots),
-        checkpoints=tuple(c.model_copy(update={"retired": True}) if c.id in retired else c for c in found),
+        checkpoints=tuple(_marked(checkpoint, retired, tags) for checkpoint in found),
         unreadable=tuple(slot for slot in slots if isinstance(slot, Unreadable)),
+        discarded=frozenset(discarded),
     )
+
+
+def _marked(
+    record: CheckpointRecord, retired: dict[uuid.UUID, datetime], tags: dict[str, uuid.UUID]
+) -> CheckpointRecord:
+    names = tuple(sorted(name for name, id_ in tags.items() if id_ == record.id))
+    at = retired.get(record.id)
+    if at is None and not names:
+        return record
+    return record.model_copy(update={"retired": at is not None, "retired_at": at, "tags": names})

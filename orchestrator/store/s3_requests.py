@@ -89,10 +89,24 @@ class Requests:
 
     def uploads(self, prefix: str) -> list[dict[str, Any]]:
         """Multipart uploads that were begun and not ended."""
-        found: list[dict[str, Any]] = self.call("list uploads", "list_multipart_uploads", Prefix=prefix).get(
-            "Uploads", []
-        )
-        return found
+        found: list[dict[str, Any]] = []
+        more: dict[str, Any] = {}
+        while True:
+            answer = self.call("list uploads", "list_multipart_uploads", Prefix=prefix, **more)
+            found += answer.get("Uploads", [])
+            if not answer.get("IsTruncated"):
+                return found
+            more = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    def sent(self, name: str, upload: str) -> int:
+        """Bytes that an unfinished upload holds, as far as one answer tells: at most a thousand parts."""
+        try:
+            answer = self.asked("list_parts", Tries(), Key=name, UploadId=upload)
+        except Exception as error:
+            if code_of(error) in GONE:
+                return 0
+            raise self.translated(error, "list parts") from error
+        return sum(part["Size"] for part in answer.get("Parts", []))
 
     def abort(self, name: str, upload: str) -> None:
         """Give up a multipart upload; one that is not there is fine."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import io
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from orchestrator.clock import SYSTEM
 from orchestrator.errors import NotFoundError, StoreError
-from orchestrator.store.protocol import CHUNK, ObjectInfo, Reader, Source, check_key, check_prefix
+from orchestrator.store.protocol import CHUNK, LEFTOVER, ObjectInfo, Reader, Source, check_key, check_prefix
 from orchestrator.store.s3_client import PARALLEL, Place, retried
 from orchestrator.store.s3_errors import code_of
 from orchestrator.store.s3_requests import EXISTS, MISSING, Requests, new_writer
@@ -22,8 +24,6 @@ from orchestrator.store.throttle import Paces, process_paces
 _CREATED_MOST: Final = 64 << 20
 """Bytes of an object that is created by one conditional request. Multipart uploads can end conditionally too,
 but of six writers at once SeaweedFS let two win."""
-_LEFTOVER: Final = timedelta(days=1)
-"""Unfinished uploads older than this belong to nobody any more."""
 _BEYOND: Final = frozenset({"InvalidRange", "416"})
 
 
@@ -54,12 +54,8 @@ class S3Store:
 
     def prepare(self) -> None:
         """Check that the bucket can be used; abort unfinished uploads that nobody goes on with."""
-        prefix = self.place.prefix
-        self._requests.call("look into the bucket", "list_objects_v2", Prefix=prefix, MaxKeys=1)
-        before = datetime.now(UTC) - _LEFTOVER
-        for upload in self._requests.uploads(prefix):
-            if upload["Initiated"] < before:
-                self._requests.try_abort(upload["Key"], upload["UploadId"])
+        self._requests.call("look into the bucket", "list_objects_v2", Prefix=self.place.prefix, MaxKeys=1)
+        self.tidy(SYSTEM.now() - LEFTOVER)
 
     def put(self, key: str, source: Source, *, create_only: bool = False) -> bool:
         """See ObjectStore."""
@@ -107,6 +103,18 @@ class S3Store:
         name = self._key(key)
         self._uploads.forget(name)
         self._requests.call(f"delete {key}", "delete_object", Key=name)
+
+    def tidy(self, begun_before: datetime, *, dry_run: bool = False) -> builtins.list[ObjectInfo]:
+        """See ObjectStore. These are multipart uploads."""
+        found: list[ObjectInfo] = []
+        for upload in self._requests.uploads(self.place.prefix):
+            if upload["Initiated"] < begun_before:
+                name, number = upload["Key"], upload["UploadId"]
+                size = self._requests.sent(name, number)
+                found.append(ObjectInfo(name.removeprefix(self.place.prefix), size))
+                if not dry_run:
+                    self._requests.try_abort(name, number)
+        return found
 
     # ------------------------------------------------------------------ writing
 

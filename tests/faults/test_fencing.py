@@ -7,31 +7,27 @@ import os
 import random
 import signal
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from orchestrator.errors import FencedError
 from orchestrator.store.checkpoints import CheckpointWriter, checkpoints, restore
-from orchestrator.store.objects import open_store
+from orchestrator.store.objects import ObjectStore, open_store, read_bytes
 from orchestrator.store.records import Fence
 from orchestrator.store.runlog import RunLog
+from orchestrator.store.s3_store import PART
+from tests.faults.conftest import BUCKET
+from tests.s3 import S3Server
 from tests.support import wait_until
-from tests.unit.store.helpers import RUN, commit, contents, make_directory, new_store, read_directory, writer
+from tests.unit.store.helpers import RUN, commit, contents, log_keys, make_directory, read_directory, writer
 from tests.unit.store.log_records import AT
 
 FORK = multiprocessing.get_context("fork")
 PROCESSES = 8
-ROUNDS = 50
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    new_store(tmp_path / "store")
-    return tmp_path / "store"
+ROUNDS = 200
 
 
 def together(work: Callable[[int, Any, Any], None]) -> list[Any]:
@@ -58,97 +54,139 @@ def _collect(queue: Any, told: list[Any], children: list[Any]) -> bool:
     return over
 
 
-def test_one_winner_per_slot(root: Path) -> None:
+def test_one_winner_per_slot(place: str) -> None:
     def race(number: int, barrier: Any, tell: Any) -> None:
-        log = RunLog(open_store(root), RUN)
+        log = RunLog(open_store(place), RUN)
         for slot in range(1, ROUNDS + 1):
-            record = Fence(run=RUN, slot=slot, id=_uuid(number, slot), attempt=number + 1, at=AT)
+            record = Fence(run=RUN, slot=slot, id=_id(number, slot), attempt=number + 1, at=AT)
             barrier.wait(60)
             if log.create(record):
                 tell((slot, number))
 
     won = together(race)
     assert sorted(slot for slot, _ in won) == list(range(1, ROUNDS + 1))
-    held = {record.slot: record.attempt - 1 for record in RunLog(open_store(root), RUN).records()}
-    assert held == dict(won)
+    store = open_store(place)
+    held = {record.slot: record.id for record in RunLog(store, RUN).records()}
+    assert held == {slot: _id(number, slot) for slot, number in won}
     assert len({number for _, number in won}) > 1, "nobody raced"
-    assert os.listdir(root / ".tmp") == []
+    assert [info.key for info in store.list("")] == [*log_keys(store), "store.json"]
+    if place.startswith("file://"):
+        assert os.listdir(place.removeprefix("file://") + "/.tmp") == []
 
 
-def _uuid(number: int, slot: int) -> Any:
-    import uuid
-
+def _id(number: int, slot: int) -> uuid.UUID:
     return uuid.UUID(int=number * 1000 + slot)
 
 
-def test_claims_at_once(root: Path) -> None:
+def test_claims_at_once(place: str) -> None:
     """Whatever the order, attempts in the log rise, and who has a claim is in the log."""
+    rounds = 25 if place.startswith("file://") else 5
 
     def race(number: int, barrier: Any, tell: Any) -> None:
-        for round_ in range(ROUNDS // 2):
-            log = RunLog(open_store(root), f"run-{round_}")
+        store = open_store(place)
+        for round_ in range(rounds):
+            log = RunLog(store, f"run-{round_}")
             barrier.wait(60)
             with suppress(FencedError):
                 log.claim(number + 1, node="n")
                 tell((round_, number + 1))
 
     claimed = together(race)
-    for round_ in range(ROUNDS // 2):
-        attempts = [record.attempt for record in RunLog(open_store(root), f"run-{round_}").records()]
+    for round_ in range(rounds):
+        attempts = [record.attempt for record in RunLog(open_store(place), f"run-{round_}").records()]
         assert attempts == sorted(set(attempts))
         assert attempts[-1] == PROCESSES, "the newest attempt always gets the run"
         assert sorted(attempt for number, attempt in claimed if number == round_) == attempts
 
 
-def test_a_suspended_owner_that_wakes_up_is_fenced(root: Path, tmp_path: Path) -> None:
+def test_a_suspended_owner_that_wakes_up_is_fenced(place: str, tmp_path: Path) -> None:
     """The laptop sleeps in the middle of a commit, the run goes on elsewhere, the laptop wakes up."""
     sources = [make_directory(tmp_path, step) for step in range(1000, 1010)]
+    store = open_store(place)
     rng = random.Random(7)
-    for round_ in range(8):
+    for round_ in range(8 if place.startswith("file://") else 4):
         run = f"run-{round_}"
-        child = FORK.Process(target=_commit_on, args=(root, run, sources))
-        child.start()
-        assert child.pid is not None
-        try:
-            wait_until(lambda run=run: len(checkpoints(open_store(root), run)) >= 2, 30, every=0.002)  # type: ignore[misc]
+
+        def asleep(run: str = run) -> None:
+            wait_until(lambda: len(checkpoints(store, run)) >= 2, 30, every=0.002)
             time.sleep(rng.random() * 0.03)
-            os.kill(child.pid, signal.SIGSTOP)
-            _wait_stopped(child.pid)
-            _take_over(root, run, tmp_path)
-            os.kill(child.pid, signal.SIGCONT)
-            child.join(30)
-            assert child.exitcode == 17, "the sleeper must end because it is fenced"
-        finally:
-            child.kill()
-            child.join(10)
-        _nothing_of_the_sleeper(root, run, tmp_path / f"out-{round_}")
+
+        sleep_and_wake(place, run, sources, tmp_path, asleep)
 
 
-def _commit_on(root: Path, run: str, sources: list[Path]) -> None:
-    store = open_store(root)
+def test_an_owner_that_slept_while_it_uploaded_is_fenced(s3: S3Server, tmp_path: Path) -> None:
+    """Parts of its file are on the server, others not yet: it goes on with them, and throws all away."""
+    source = make_directory(tmp_path, 1)
+    (source / "model.safetensors").write_bytes(os.urandom(1 << 20) * 9 * (PART >> 20))
+    run = uuid.uuid4().hex
+
+    def uploads() -> list[Any]:
+        answer = s3.client().list_multipart_uploads(Bucket=BUCKET, Prefix=f"{run}/")
+        return list(answer.get("Uploads", []))
+
+    def asleep() -> None:
+        wait_until(uploads, 30, every=0.002)
+
+    sleep_and_wake(s3.uri(BUCKET, run), run, [source], tmp_path, asleep, lambda: bool(uploads()))
+    assert uploads() == []
+
+
+def sleep_and_wake(
+    place: str,
+    run: str,
+    sources: list[Path],
+    folder: Path,
+    until: Callable[[], None],
+    still: Callable[[], bool] = lambda: True,
+) -> None:
+    """An owner that commits one thing after another is stopped when `until` returns, somebody takes the run
+    over and commits, and it wakes: it has to end, and to leave no trace.
+    """
+    store = open_store(place)
+    child = FORK.Process(target=_commit_on, args=(place, run, sources))
+    child.start()
+    assert child.pid is not None
+    try:
+        until()
+        os.kill(child.pid, signal.SIGSTOP)
+        _wait_stopped(child.pid)
+        assert still()
+        commit(writer(store, 2, run), folder, 500_000)
+        log, kept = _log(store, run), _committed(store, run)
+        os.kill(child.pid, signal.SIGCONT)
+        child.join(60)
+        assert child.exitcode == FENCED, "the sleeper must end because it is fenced"
+    finally:
+        child.kill()
+        child.join(10)
+    assert _log(store, run) == log
+    assert {"/".join(info.key.split("/")[:5]) for info in store.list(f"runs/{run}/data/")} == kept
+    restored = restore(store, run, None, folder / f"out-{run}")
+    assert restored.record.attempt == 2
+    assert read_directory(restored.directory) == contents(500_000)
+
+
+FENCED = 17
+
+
+def _commit_on(place: str, run: str, sources: list[Path]) -> None:
+    store = open_store(place)
     to = CheckpointWriter(store, RunLog(store, run).claim(1, node="laptop"))
     try:
         for number in range(10_000):
-            to.commit(sources[number % 10], number, metrics={}, device="cpu", node="laptop", points=b"p\n")
+            source = sources[number % len(sources)]
+            to.commit(source, number, metrics={}, device="cpu", node="laptop", points=b"p\n")
     except FencedError:
-        os._exit(17)
+        os._exit(FENCED)
 
 
 def _wait_stopped(pid: int) -> None:
     wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", 10)
 
 
-def _take_over(root: Path, run: str, tmp_path: Path) -> None:
-    commit(writer(open_store(root), 2, run), tmp_path, 500_000)
+def _log(store: ObjectStore, run: str) -> dict[str, bytes]:
+    return {key: read_bytes(store, key) for key in log_keys(store, run)}
 
 
-def _nothing_of_the_sleeper(root: Path, run: str, out: Path) -> None:
-    store = open_store(root)
-    attempts = [record.attempt for record in RunLog(store, run).records()]
-    assert attempts == sorted(attempts)
-    assert attempts.count(2) == 2
-    restored = restore(store, run, None, out)
-    assert restored.record.attempt == 2
-    assert read_directory(out) == contents(500_000)
-    committed = {record.data for record in checkpoints(store, run)}
-    assert {"/".join(info.key.split("/")[:5]) for info in store.list(f"runs/{run}/data/")} == committed
+def _committed(store: ObjectStore, run: str) -> set[str]:
+    return {record.data for record in checkpoints(store, run)}

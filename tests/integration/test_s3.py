@@ -17,8 +17,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from orchestrator.clock import SYSTEM
 from orchestrator.errors import NotFoundError, SetupError, StoreError, StoreUnavailableError
-from orchestrator.store.objects import ObjectStore, open_store, probe, read_bytes
+from orchestrator.store.objects import ObjectInfo, ObjectStore, open_store, probe, read_bytes
 from orchestrator.store.s3_store import PART, S3Store
 from tests.s3 import SECRET_KEY, S3Server, s3_server
 from tests.support import free_port
@@ -157,10 +158,13 @@ def test_unfinished_uploads_of_yesterday_are_removed(
     store: ObjectStore, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = f"{store_prefix(store)}k"
-    server.client().create_multipart_upload(Bucket=BUCKET, Key=key)
+    client = server.client()
+    number = client.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
+    client.upload_part(Bucket=BUCKET, Key=key, UploadId=number, PartNumber=1, Body=b"abc")
     store.prepare()
+    assert store.tidy(SYSTEM.now() + timedelta(hours=1), dry_run=True) == [ObjectInfo("k", 3)]
     assert uploads(server) == [key]
-    monkeypatch.setattr("orchestrator.store.s3_store._LEFTOVER", timedelta(hours=-1))
+    monkeypatch.setattr("orchestrator.store.s3_store.LEFTOVER", timedelta(hours=-1))
     store.prepare()
     assert uploads(server) == []
 

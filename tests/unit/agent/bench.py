@@ -27,12 +27,14 @@ RUN = "run-1"
 class Bench:
     """One node. Everything that was started is ended by :meth:`close`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, store_uri: str | None = None) -> None:
+        """The store is a folder below `root`, unless it is named."""
         self.root = root
         self.home = root / "node"
         self.home.mkdir()
         (self.home / "token").write_text(TOKEN + "\n")
         self.store_path = root / "store"
+        self.store_uri = store_uri or f"file://{self.store_path}"
         self.controller = StandInController()
         self.controller.start()
         self.agents: list[AgentHandle] = []
@@ -46,7 +48,7 @@ class Bench:
 
     @property
     def store(self) -> ObjectStore:
-        return open_store(self.store_path)
+        return open_store(self.store_uri)
 
     def close(self) -> None:
         self.controller.stop()
@@ -69,7 +71,7 @@ class Bench:
             variant=run.placement[0],
             node="n1",
             controller_url=self.controller.url,
-            store_uri=f"file://{self.store_path}",
+            store_uri=self.store_uri,
             **fields,
         )
 

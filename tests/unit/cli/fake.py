@@ -18,6 +18,8 @@ from orchestrator.messages import (
     AttemptView,
     CheckpointView,
     EventView,
+    GarbageRequest,
+    GarbageView,
     Health,
     LogPage,
     MoveRequest,
@@ -30,6 +32,7 @@ from orchestrator.messages import (
     RunView,
     SubmitRequest,
     Submitted,
+    TagRequest,
 )
 from orchestrator.spec.models import RunSpec, Variant
 from trainer.config import TrainerConfig
@@ -179,6 +182,9 @@ class FakeController:
     """By id: what is answered one after another; the last stays."""
     logs: dict[tuple[str, int], bytes] = field(default_factory=dict)
     checkpoints: list[CheckpointView] = field(default_factory=list)
+    garbage: list[GarbageView] = field(default_factory=list)
+    garbage_wanted: bool = False
+    """Whether it was to be deleted."""
     points: list[PointView] = field(default_factory=list)
     nodes: list[NodeView] = field(default_factory=list)
     failures: list[Callable[[Handler], None]] = field(default_factory=list)
@@ -212,6 +218,9 @@ class FakeController:
                 return {"attempts": 1}
             case "GET", ["links"]:
                 return {"compare": "http://127.0.0.1:5000/#/compare-runs?runs=" + ",".join(query["ref"])}
+            case "POST", ["garbage"]:
+                self.garbage_wanted = not GarbageRequest.model_validate(body).dry_run
+                return self.garbage
             case "POST", ["plan"]:
                 return _plan(SubmitRequest.model_validate(body))
             case "POST", ["runs"]:
@@ -240,6 +249,11 @@ class FakeController:
                 return self.look(ref)
             case "GET", ["checkpoints"]:
                 return self.checkpoints
+            case "PUT", ["tags", name]:
+                step = TagRequest.model_validate(body).step
+                return checkpoint(step, tags=[name])
+            case "DELETE", ["tags", name]:
+                return checkpoint()
             case "GET", ["points"]:
                 return [point for point in self.points if not query.get("key") or point.key in query["key"]]
             case "GET", ["logs"]:
@@ -290,6 +304,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Any POST."""
+        self._handle()
+
+    def do_PUT(self) -> None:
+        """Any PUT."""
+        self._handle()
+
+    def do_DELETE(self) -> None:
+        """Any DELETE."""
         self._handle()
 
     def _handle(self) -> None:

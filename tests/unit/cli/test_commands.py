@@ -331,13 +331,14 @@ def test_sample_is_for_the_built_in_trainer(fake: FakeController, orch: Orch) ->
     program = RunSpec(name="demo", command=CommandProgram(argv=["true"]))
     fake.add(detail().model_copy(update={"spec": program}))
     assert orch("sample", "demo@100").code == ConflictError.exit_code
-    assert orch("sample", "demo@last").code == 2
+    assert orch("sample", "demo@").code == 2
 
 
 @pytest.mark.parametrize(
-    ("text", "place"), [("demo", ("demo", None)), ("demo@100", ("demo", 100)), ("a@b@7", ("a@b", 7))]
+    ("text", "place"),
+    [("demo", ("demo", None)), ("demo@100", ("demo", "100")), ("a@b@best", ("a@b", "best"))],
 )
-def test_places_of_checkpoints(text: str, place: tuple[str, int | None]) -> None:
+def test_places_of_checkpoints(text: str, place: tuple[str, str | None]) -> None:
     assert checkpoints.split_place(text) == place
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 from orchestrator.errors import NotFoundError
@@ -62,6 +64,10 @@ class MemoryStore:
     def delete(self, key: str) -> None:
         """See ObjectStore."""
         self._hook("delete", check_key(key), lambda: self.objects.pop(key, None))
+
+    def tidy(self, begun_before: datetime, *, dry_run: bool = False) -> builtins.list[ObjectInfo]:
+        """Nothing is ever unfinished."""
+        return []
 
 
 def _read(source: Source) -> bytes:

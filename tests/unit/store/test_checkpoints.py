@@ -169,7 +169,6 @@ class TestCommit:
 
     def test_a_newer_attempt_cleans_up_under_an_upload(self, store: ObjectStore, tmp_path: Path) -> None:
         """The failure of the earlier one says that it is fenced, not that the disk is broken."""
-        zombie = writer(store)
         directory = make_directory(tmp_path, 10)
         armed = [True]
 
@@ -183,7 +182,7 @@ class TestCommit:
                     newer = writer(store, 2)
                     newer.retain(1, 0, "x", "min")
 
-        zombie._store = Rude()  # type: ignore[assignment]
+        zombie = CheckpointWriter(Rude(), RunLog(store, RUN).claim(1, node="n"))  # type: ignore[arg-type]
         with pytest.raises(FencedError):
             zombie.commit(directory, 10, metrics={}, device="cpu", node="n")
         assert data_steps(store) == set()
@@ -207,7 +206,7 @@ class TestCommit:
         ("number", "expected"), [(errno.ENOSPC, StoreFullError), (errno.EIO, StoreUnavailableError)]
     )
     @pytest.mark.parametrize("call", ["write", "fsync", "replace", "mkdir"])
-    def test_a_failing_upload_leaves_nothing(
+    def test_a_failing_upload_leaves_nothing_that_is_not_used_later(
         self,
         store: ObjectStore,
         tmp_path: Path,
@@ -221,10 +220,15 @@ class TestCommit:
         before = list(store.list(""))
         with failing(monkeypatch, call, OSError(number, "bad")), pytest.raises(expected):
             to.commit(directory, 10, metrics={}, device="cpu", node="n", points=b"p")
-        assert list(store.list("")) == before
+        if expected is StoreFullError:
+            assert list(store.list("")) == before
         assert os.listdir(tmp_path / "store" / ".tmp") == []
-        assert to.commit(directory, 10, metrics={}, device="cpu", node="n", points=b"p").step == 10
+        record = to.commit(directory, 10, metrics={}, device="cpu", node="n", points=b"p")
+        assert record.step == 10
         assert list(points(store, RUN)) == [b"p"]
+        assert record.points is not None
+        used = {*(record.key(file) for file in record.files), record.points.key, log_keys(store)[-1]}
+        assert {info.key for info in store.list("")} == used | {info.key for info in before}
 
     def test_data_stays_where_the_outcome_is_unknown(
         self, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -62,11 +62,15 @@ class TestFormat:
                 decode(data, run, slot)
 
     def test_a_newer_version_is_not_damage(self) -> None:
-        changed = fence(1, 1).model_copy(update={"version": 2})
-        with pytest.raises(StoreError, match="format version 2") as caught:
+        changed = fence(1, 1).model_copy(update={"version": 3})
+        with pytest.raises(StoreError, match="format version 3") as caught:
             decode(encode(changed), RUN, 1)
         assert not isinstance(caught.value, DamagedError)
         assert caught.value.remedy
+
+    def test_records_of_version_1_are_read(self) -> None:
+        old = fence(1, 1).model_copy(update={"version": 1})
+        assert decode(encode(old), RUN, 1) == old
 
     def test_unknown_fields_and_kinds(self) -> None:
         changed = fence(1, 1).model_copy(update={"kind": "other"})

@@ -6,13 +6,15 @@ import errno
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.errors import StoreUnavailableError
-from orchestrator.store.checkpoints import checkpoints, points, restore
+from orchestrator.errors import NotFoundError, StoreUnavailableError
+from orchestrator.store.checkpoints import CheckpointWriter, checkpoints, points, restore
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.retention import choose
+from orchestrator.store.runlog import RunLog, Tag
 from tests.unit.store.helpers import (
     RUN,
     commit,
@@ -23,6 +25,8 @@ from tests.unit.store.helpers import (
     writer,
 )
 from tests.unit.store.log_records import checkpoint
+from tests.unit.store.memory_store import MemoryStore
+from tests.unit.tracking.helpers import FakeClock
 
 
 @pytest.fixture
@@ -82,6 +86,26 @@ class TestChoose:
             assert set(order[:best]) <= set(kept)
             assert len(kept) <= last + best
 
+    @pytest.mark.parametrize(
+        ("steps", "every", "expected"),
+        [
+            ([100, 200, 300, 400, 500], 200, [100, 300]),
+            ([90, 190, 230, 410, 450, 500], 200, [90, 190, 450]),
+            ([100, 200, 300], 1, []),
+            ([100, 200, 300], 1000, [100, 200]),
+            ([200, 250, 150], 200, [250]),
+        ],
+    )
+    def test_the_first_of_every_so_many_steps_stays(
+        self, steps: list[int], every: int, expected: list[int]
+    ) -> None:
+        live = [checkpoint(slot + 2, 1, step) for slot, step in enumerate(steps)]
+        assert [record.step for record in choose(live, 1, 0, "loss", "min", every)] == expected
+
+    def test_what_has_a_tag_stays(self) -> None:
+        live = [checkpoint(slot + 2, 1, slot, tags=("paper",) if slot == 1 else ()) for slot in range(4)]
+        assert [record.step for record in choose(live, 1, 0, "loss", "min")] == [0, 2]
+
     @pytest.mark.parametrize(("last", "best", "mode"), [(0, 1, "min"), (1, -1, "min"), (1, 1, "least")])
     def test_nonsense(self, last: int, best: int, mode: str) -> None:
         with pytest.raises(ValueError):
@@ -106,6 +130,55 @@ class TestRetain:
         ]
         assert len(log_keys(store)) == 6
         assert list(points(store, RUN)) == [b"10\n", b"20\n", b"30\n", b"40\n"]
+
+    def test_data_goes_after_its_grace(self, store: ObjectStore, tmp_path: Path) -> None:
+        clock = FakeClock()
+        claim = RunLog(store, RUN, clock).claim(1, node="n")
+        to = CheckpointWriter(store, claim, clock=clock)
+        for step in (10, 20):
+            commit(to, tmp_path, step)
+        assert to.retain(1, 0, "loss", "min", grace_s=60.0) == [10]
+        clock.sleep(59.0)
+        assert to.retain(1, 0, "loss", "min", grace_s=60.0) == []
+        assert data_steps(store) == {10, 20}
+        clock.sleep(1.0)
+        assert to.retain(1, 0, "loss", "min", grace_s=60.0) == []
+        assert data_steps(store) == {20}
+
+    def test_a_tag_keeps_a_checkpoint_until_it_is_taken_away(
+        self, store: ObjectStore, tmp_path: Path
+    ) -> None:
+        to = writer(store)
+        first, second = commit(to, tmp_path, 10), commit(to, tmp_path, 20)
+        log = RunLog(store, RUN)
+        log.note(lambda stamp, history: Tag(**stamp, name="paper", checkpoint=first.id))
+        assert checkpoints(store, RUN)[0].tags == ("paper",)
+        commit(to, tmp_path, 30)
+        assert to.retain(1, 0, "loss", "min") == [20]
+        log.note(lambda stamp, history: Tag(**stamp, name="paper", checkpoint=second.id))
+        assert log.history().tagged("paper") is None, "a retired one cannot have a name"
+        assert to.retain(1, 0, "loss", "min") == [10]
+        assert data_steps(store) == {30}
+
+    def test_a_tag_that_comes_between_choosing_and_retiring_is_honoured(self, tmp_path: Path) -> None:
+        objects: dict[str, bytes] = {}
+        to = writer(MemoryStore(objects))
+        first = commit(to, tmp_path, 10)
+        commit(to, tmp_path, 20)
+        other = RunLog(MemoryStore(objects), RUN)
+
+        def hook(operation: str, key: str, act: Any) -> object:
+            if operation == "create" and key.endswith("4.json"):
+                other.note(lambda stamp, history: Tag(**stamp, name="paper", checkpoint=first.id))
+            return act()
+
+        to._claim.log.store = MemoryStore(objects, hook)
+        assert to.retain(1, 0, "loss", "min") == []
+        assert [record.retired for record in other.history().checkpoints] == [False, False]
+
+    def test_a_run_without_checkpoints_has_no_tags(self, store: ObjectStore) -> None:
+        with pytest.raises(NotFoundError, match="no checkpoints"):
+            RunLog(store, RUN).note(lambda stamp, history: Tag(**stamp, name="paper"))
 
     def test_a_retired_step_can_be_committed_again(self, store: ObjectStore, tmp_path: Path) -> None:
         to = writer(store)
@@ -166,6 +239,9 @@ class TestRetain:
         to = writer(store, 2)
         commit(to, tmp_path, 30)
         assert to.retain(1, 0, "loss", "min") == [10]
-        assert data_steps(store) == {20, 30}
+        assert data_steps(store) == {10, 20, 30}, "the damaged record may refer to files of step 10"
+        commit(to, tmp_path, 40)
+        assert to.retain(1, 0, "loss", "min") == [30]
+        assert data_steps(store) == {10, 20, 40}
         store.put(key, data)
         assert restore(store, RUN, 20, tmp_path / "out").record.step == 20

@@ -14,6 +14,10 @@ from tests.unit.store.memory_store import MemoryStore
 PATIENCE_S = 30.0
 
 
+Then = Callable[[Any, BaseException | None], None]
+"""Gets the result of a job, or its error."""
+
+
 class Crash(BaseException):
     """The machine loses power; nothing catches this."""
 
@@ -39,58 +43,76 @@ class Actor:
         self.next_operation = ""
         """What it waits to do."""
         self.late: list[Callable[[], object]] = []
-        self._job: Callable[[], Any] | None = None
-        self._then: Callable[[Any, BaseException | None], None] = lambda result, error: None
-        self._orders: list[str] = []
-        self._order = threading.Semaphore(0)
-        self._paused = threading.Semaphore(0)
-        self._thread: threading.Thread | None = None
+        self._job: tuple[Callable[[], Any], Then] | None = None
+        self._ended: tuple[Then, Any, BaseException | None] | None = None
+        self._order = ""
+        # Binary semaphores: `go` lets the thread run on, `back` says that it waits again.
+        self._go, self._back = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._back.acquire()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     @property
     def idle(self) -> bool:
         """True where it has nothing to do and is alive."""
-        return self._thread is None and not self.dead
+        return self._job is None and not self.dead
 
-    def begin(self, job: Callable[[], Any], then: Callable[[Any, BaseException | None], None]) -> None:
-        """Start a job and wait until it asks for its first operation; `then` gets result or error."""
+    def begin(self, work: Callable[[], Any], then: Then) -> None:
+        """Start a job and wait until it asks for its first operation; `then` is called in this thread."""
         assert self.idle
-        self._job, self._then = job, then
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        self._wait()
+        self._job = (work, then)
+        self._switch()
 
     def step(self, order: str) -> None:
         """Let the next operation happen in one of the ways, and wait for the one after it."""
-        assert self._thread is not None
-        self._orders.append(order)
-        self._order.release()
-        self._wait()
+        assert self._job is not None
+        self._order = order
+        self._switch()
 
-    def _wait(self) -> None:
-        assert self._paused.acquire(timeout=PATIENCE_S), f"attempt {self.attempt} hangs"
+    def close(self) -> None:
+        """End the thread; what it was doing crashes."""
+        if not self.dead:
+            self._order = "crash"
+            self._switch()
+        assert self.dead
+
+    def _switch(self) -> None:
+        self._go.release()
+        assert self._back.acquire(timeout=PATIENCE_S), f"attempt {self.attempt} hangs"
+        if self._ended is not None:
+            (then, result, error), self._ended = self._ended, None
+            then(result, error)
 
     def _run(self) -> None:
-        assert self._job is not None
+        while not self.dead:
+            self._go.acquire()
+            if self._job is None:
+                self.dead = True
+            else:
+                self._work(*self._job)
+            self._back.release()
+
+    def _work(self, work: Callable[[], Any], then: Then) -> None:
         result: Any = None
         failure: BaseException | None = None
         try:
-            result = self._job()
+            result = work()
         except Crash:
-            self.dead = True
+            assert self.dead
         except BaseException as error:  # noqa: BLE001
             failure = error
-        self._thread = None
+        self._job = None
         if not self.dead:
-            self._then(result, failure)
-        self._paused.release()
+            self._ended = (then, result, failure)
 
     def _hook(self, operation: str, key: str, act: Callable[[], object]) -> object:
-        if threading.current_thread() is not self._thread:
-            return act()
+        if self.dead:
+            raise Crash
         self.next_operation = operation
-        self._paused.release()
-        assert self._order.acquire(timeout=PATIENCE_S)
-        order = self._orders.pop(0)
+        self._back.release()
+        self._go.acquire()
+        order = self._order
         if order in ("do", "lost", "died"):
             result = act()
             if order == "do":
@@ -99,4 +121,5 @@ class Actor:
             self.late.append(act)
         if order in ("lost", "fail", "delayed"):
             raise StoreUnavailableError(f"{operation} {key}: {order}")
+        self.dead = True
         raise Crash

@@ -96,7 +96,6 @@ class Bench:
         with self.source.open("wb") as file:
             for _ in range(size // MIB):
                 file.write(os.urandom(MIB))
-        self.commits = 0
         self.empty, self.kept = (CheckpointCache(folder / name, 4 * size) for name in ("empty", "kept"))
 
     def put(self, number: int) -> None:
@@ -104,8 +103,8 @@ class Bench:
         self.store.put(f"bench/ours-{number}", self.source)
 
     def tidy(self) -> None:
-        """Remove what was put."""
-        for info in list(self.store.list("bench/ours-")):
+        """Remove what was put and committed."""
+        for info in [*self.store.list("bench/ours-"), *self.store.list(f"runs/{RUN}-")]:
             self.store.delete(info.key)
 
     def get(self, number: int) -> None:
@@ -123,11 +122,13 @@ class Bench:
                 path.unlink()
 
     def commit(self, number: int) -> None:
-        """The whole of a commit."""
-        claim = RunLog(self.store, RUN).claim(self.commits + 1, node="bench")
-        self.commits += 1
-        writer = CheckpointWriter(self.store, claim)
-        writer.commit(self.checkpoint, self.commits, metrics={}, device="cpu", node="bench")
+        """The whole of a commit, to a run of its own: what is in the store already would not be sent."""
+        self.commit_to(f"{RUN}-{number}")
+
+    def commit_to(self, run: str) -> None:
+        """The same to this run."""
+        claim = RunLog(self.store, run).claim(1, node="bench")
+        CheckpointWriter(self.store, claim).commit(self.checkpoint, 1, metrics={}, device="cpu", node="bench")
 
     def restore(self, number: int) -> None:
         """The whole of a restore to a node that has nothing, until its tensors are in memory."""
@@ -138,7 +139,8 @@ class Bench:
         self.restore_with(self.kept, number)
 
     def keep(self) -> None:
-        """Fill the node's cache."""
+        """Commit what is restored, and fill the node's cache."""
+        self.commit_to(RUN)
         self.restore_cached(-1)
         self.tidy_local()
 

@@ -25,8 +25,8 @@ from orchestrator.store.protocol import (
     check_key,
     check_prefix,
 )
-from orchestrator.store.s3_client import PARALLEL, Place, Tries, connect, retried
-from orchestrator.store.s3_errors import code_of, status_of, translate
+from orchestrator.store.s3_client import PARALLEL, Place, Tries, answers, connect, retried
+from orchestrator.store.s3_errors import code_of, is_refusal, status_of, translate
 
 PART: Final = 8 << 20
 """Bytes of one request's body. Larger objects travel in several requests side by side."""
@@ -200,9 +200,9 @@ class S3Store:
                 return True  # an earlier try was carried out, only its answer was lost
             if exists:
                 return False
-            raise self._translated(error, f"store {name}") from error
+            raise self._translated(error, f"store {name}", operation) from error
         except Exception as error:
-            raise self._translated(error, f"store {name}") from error
+            raise self._translated(error, f"store {name}", operation) from error
         return True
 
     def _writer_of(self, name: str) -> str | None:
@@ -353,7 +353,7 @@ class S3Store:
         try:
             return self._asked(operation, asked or Tries(), **arguments)
         except Exception as error:
-            raise self._translated(error, action) from error
+            raise self._translated(error, action, operation) from error
 
     def _asked(self, operation: str, tries: Tries, **arguments: Any) -> dict[str, Any]:
         def ask() -> dict[str, Any]:
@@ -368,9 +368,10 @@ class S3Store:
                 self._client = connect(self.place)
             return self._client
 
-    def _translated(self, error: Exception, action: str) -> StoreError:
-        endpoint = self.place.endpoint or "Amazon S3"
-        return translate(error, self.uri, self.place.bucket, endpoint, action)
+    def _translated(self, error: Exception, action: str, operation: str = "") -> StoreError:
+        endpoint, bucket = self.place.endpoint or "Amazon S3", self.place.bucket
+        refused = is_refusal(error, operation) and answers(self._connected(), bucket)
+        return translate(error, self.uri, bucket, endpoint, action, refused=refused)
 
     def _missing(self, key: str) -> NotFoundError:
         return NotFoundError(f"{self.uri}: there is no {key}")

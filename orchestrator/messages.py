@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -47,6 +47,18 @@ class Submitted(_Message):
 # ------------------------------------------------------------------ api -> client
 
 
+class Transfer(_Message):
+    """A checkpoint on its way between a node and the store."""
+
+    direction: Literal["up", "down"]
+    """`up` to the store, `down` from it."""
+    step: int | None = None
+    done: int = 0
+    """Bytes that have moved."""
+    total: int | None = None
+    """Bytes of the whole checkpoint, where that is known."""
+
+
 class RunView(_Message):
     """A run as a list shows it."""
 
@@ -68,6 +80,8 @@ class RunView(_Message):
     val_loss: float | None = None
     tokens_per_s: float | None = None
     eta_s: float | None = None
+    transfer: Transfer | None = None
+    """A checkpoint that has been under way for more than a moment."""
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -318,6 +332,7 @@ class Beat(_Message):
     events: list[str] = Field(default_factory=list)
     timings: dict[str, float] = Field(default_factory=dict)
     """Seconds of each part of the start, by name."""
+    transfer: Transfer | None = None
     outcome: Outcome | None = None
 
 

@@ -1,21 +1,41 @@
 """Where things are on this machine: one state folder, and what environment variables change about it.
 
-==================  ==============================================================================
-``ORCH_HOME``       the state folder; a folder of the user's data directory when unset
-``ORCH_URL``        address of the controller; ``ORCH_HOME/client.json`` when unset
-``ORCH_TOKEN``      the bearer token; ``ORCH_TOKEN_FILE``, then ``ORCH_HOME/token`` when unset
-``ORCH_NODE_HOME``  on a node: the folder of this node, set by the node's supervisor
-``ORCH_DATA_DIR``   where to look for training text before it is downloaded
-==================  ==============================================================================
+=======================  =========================================================================
+``ORCH_HOME``            the state folder; a folder of the user's data directory when unset
+``ORCH_URL``             address of the controller; ``ORCH_HOME/client.json`` when unset
+``ORCH_TOKEN``           the bearer token; ``ORCH_TOKEN_FILE``, then ``ORCH_HOME/token`` when unset
+``ORCH_NODE_HOME``       on a node: the folder of this node, set by the node's supervisor
+``ORCH_DATA_DIR``        where to look for training text before it is downloaded
+``ORCH_UPLOAD_LIMIT``    bytes per second to the object store at most, as in ``2MB/s``; none when unset
+``ORCH_DOWNLOAD_LIMIT``  the same from it
+``ORCH_CACHE_SIZE``      bytes of checkpoints that a node keeps at most, as in ``10GB``; ``0`` for none;
+                         10 GB or a tenth of the disk when unset, whichever is less
+=======================  =========================================================================
+
+Limits hold for each process by itself. A node takes them from the environment of the `orch up` or `orch join`
+that started it.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import platformdirs
+
+from orchestrator.errors import SetupError
+
+_UNITS: Final = {
+    **{"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12},
+    **{"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40},
+    **{"kbit": 125.0, "Mbit": 125e3, "Gbit": 125e6},
+}
+_AMOUNT: Final = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)(/s)?", re.ASCII)
+_LEAST_RATE: Final = 1000.0
 
 
 @dataclass(frozen=True)
@@ -109,6 +129,47 @@ def home(environ: dict[str, str] | None = None) -> Home:
     env = os.environ if environ is None else environ
     root = env.get("ORCH_HOME") or platformdirs.user_state_dir("orch")
     return Home(Path(root).expanduser().absolute())
+
+
+def rate(name: str, environ: Mapping[str, str] | None = None) -> float | None:
+    """Bytes per second that an environment variable allows; None where it is unset or empty.
+
+    SetupError where it does not say ``2MB/s``, ``500kB/s``, ``1.5MiB/s``, ``20Mbit/s`` or the like, or less
+    than 1 kB/s.
+    """
+    text = (os.environ if environ is None else environ).get(name, "").strip()
+    if not text:
+        return None
+    amount = _amount(text, per_second=True)
+    if amount is None or amount < _LEAST_RATE:
+        raise SetupError(
+            f"{name} is {text!r}, which is no number of bytes per second",
+            remedy=f"Write {name}=2MB/s, 1.5MiB/s or 20Mbit/s, at least 1kB/s; unset it for no limit.",
+        )
+    return amount
+
+
+def size(name: str, environ: Mapping[str, str] | None = None) -> int | None:
+    """Bytes that an environment variable allows; None where it is unset or empty.
+
+    SetupError where it does not say ``10GB``, ``500MiB`` or the like, or ``0``.
+    """
+    text = (os.environ if environ is None else environ).get(name, "").strip()
+    if not text:
+        return None
+    amount = 0.0 if text == "0" else _amount(text, per_second=False)
+    if amount is None:
+        raise SetupError(
+            f"{name} is {text!r}, which is no number of bytes", remedy=f"Write {name}=10GB, 500MiB or 0."
+        )
+    return int(amount)
+
+
+def _amount(text: str, *, per_second: bool) -> float | None:
+    found = _AMOUNT.fullmatch(text)
+    if found is None or found[2] not in _UNITS or bool(found[3]) is not per_second:
+        return None
+    return float(found[1]) * _UNITS[found[2]]
 
 
 def write_private(path: Path, text: str) -> None:

@@ -168,6 +168,7 @@ class Attempt:
             phase=lambda phase: self._reporter.update(now=True, phase=phase),
             timing=self._reporter.timing,
             event=self._reporter.event,
+            transfer=lambda moving: self._reporter.update(transfer=moving),
         )
         opening = Opening(
             self._job, self._node_home, self._folder.restore, telling, self._notify, self._clock

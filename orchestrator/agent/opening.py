@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.agent.job import AgentJob, RestoreFrom
+from orchestrator.agent.transfer import Meter
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.contract import MARK_FILE
 from orchestrator.domain.states import Phase
@@ -21,6 +22,8 @@ from orchestrator.errors import (
     SpecError,
     StoreUnavailableError,
 )
+from orchestrator.messages import Transfer
+from orchestrator.store.cache import NO_CACHE, CheckpointCache
 from orchestrator.store.checkpoints import Restored, restore, restore_path
 from orchestrator.store.objects import ObjectStore, open_store, store_id
 from orchestrator.store.runlog import Claim, RunLog
@@ -45,6 +48,8 @@ class Opened:
     """Where the checkpoint is on this machine; None where the program begins at its beginning."""
     first_step: int | None
     """The step to go on from; 0 at the beginning, None where a plain directory does not say."""
+    cache: CheckpointCache
+    """Where this node keeps checkpoints, so as not to fetch them."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Telling:
     phase: Callable[[Phase], None]
     timing: Callable[[str, float], None]
     event: Callable[[str], None]
+    transfer: Callable[[Transfer | None], None]
 
 
 class Opening:
@@ -78,6 +84,8 @@ class Opening:
         self._notify = notify
         self._clock = clock
         self._patience_s = patience_s
+        self._cache = NO_CACHE
+        self._meter = Meter(telling.transfer, clock)
         self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
 
     @property
@@ -104,6 +112,7 @@ class Opening:
         began = self._clock.monotonic()
         self._telling.phase(Phase.CLAIMING)
         store = open_store(store_uri(self._job, self._node_home))
+        self._cache = CheckpointCache.of_node(self._node_home)
         self._patiently(lambda: _check_mounted(store))
         log_of_run = RunLog(store, self._job.run_id)
         claim = self._patiently(lambda: log_of_run.claim(self._job.attempt, node=self._job.node))
@@ -117,26 +126,32 @@ class Opening:
     def _restore(self, store: ObjectStore, claim: Claim) -> Opened:
         """The run's own newest checkpoint, else where its spec says it begins, else the beginning."""
         try:
-            restored = self._patiently(lambda: restore(store, self._job.run_id, None, self._into))
+            restored = self._fetched(store, self._job.run_id, None)
         except NotFoundError:
             return self._restore_from(store, claim, self._job.restore_from)
         return self._restored(store, claim, restored)
 
     def _restore_from(self, store: ObjectStore, claim: Claim, source: RestoreFrom | None) -> Opened:
         if source is None:
-            return Opened(store, claim, None, None, 0)
+            return Opened(store, claim, None, None, 0, self._cache)
         try:
             if source.path is not None:
                 directory = Path(source.path).expanduser()
                 restore_path(directory, self._into)
                 self._telling.event(f"begins from {directory}")
-                return Opened(store, claim, None, self._into, _step(self._into))
+                return Opened(store, claim, None, self._into, _step(self._into), self._cache)
             assert source.run_id is not None
-            run_id = source.run_id
-            restored = self._patiently(lambda: restore(store, run_id, source.step, self._into))
+            restored = self._fetched(store, source.run_id, source.step)
         except NotFoundError as error:
             raise SpecError([Problem("", 0, 0, "resume_from", error.message)]) from error
         return self._restored(store, claim, restored)
+
+    def _fetched(self, store: ObjectStore, run_id: str, step: int | None) -> Restored:
+        def fetch() -> Restored:
+            with self._meter.measuring("down", step, None) as moved:
+                return restore(store, run_id, step, self._into, cache=self._cache, on_bytes=moved)
+
+        return self._patiently(fetch)
 
     def _restored(self, store: ObjectStore, claim: Claim, restored: Restored) -> Opened:
         record = restored.record
@@ -146,7 +161,7 @@ class Opening:
             self._telling.event(f"record {slot.slot} of the run log is damaged: {slot.why}")
         whose = "" if record.run == self._job.run_id else f" of run {record.run}"
         self._telling.event(f"goes on from step {record.step}{whose}, saved by attempt {record.attempt}")
-        return Opened(store, claim, restored, restored.directory, record.step)
+        return Opened(store, claim, restored, restored.directory, record.step, self._cache)
 
     def _patiently(self, action: Callable[[], T]) -> T:
         deadline = self._clock.monotonic() + self._patience_s

@@ -21,7 +21,8 @@ from orchestrator import __version__
 from orchestrator.agent.metrics import CommitPoints
 from orchestrator.agent.opening import Opened
 from orchestrator.agent.reporter import Reporter
-from orchestrator.agent.workdir import WorkDir, remove
+from orchestrator.agent.transfer import Meter
+from orchestrator.agent.workdir import WorkDir, remove, size_of
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.contract import MARK_FILE, parse_step
 from orchestrator.errors import FencedError, OrchError, StoreError, StoreFullError, StoreUnavailableError
@@ -86,6 +87,7 @@ class Saver:
         self._clock = clock
         self._writer = CheckpointWriter(opened.store, opened.claim)
         self._points = CommitPoints(folder.metrics)
+        self._meter = Meter(lambda moving: reporter.update(transfer=moving), clock)
         self._lock = threading.Lock()
         self._news = threading.Event()
         self._waiting: Finished | None = None
@@ -203,16 +205,18 @@ class Saver:
     def _try_commit(self, finished: Finished) -> CheckpointRecord:
         restored = self._opened.restored
         metrics, versions = self._mark(finished)
-        record = self._writer.commit(
-            finished.directory,
-            finished.step,
-            metrics=metrics,
-            device=self._to.device,
-            node=self._to.node,
-            points=self._points.until(finished.step),
-            parent=restored.record if restored else None,
-            versions={"orch": __version__, "python": platform.python_version(), **versions},
-        )
+        with self._meter.measuring("up", finished.step, size_of(finished.directory)) as moved:
+            record = self._writer.commit(
+                finished.directory,
+                finished.step,
+                metrics=metrics,
+                device=self._to.device,
+                node=self._to.node,
+                points=self._points.until(finished.step),
+                parent=restored.record if restored else None,
+                versions={"orch": __version__, "python": platform.python_version(), **versions},
+                on_bytes=moved,
+            )
         self._points.taken()
         return record
 
@@ -251,6 +255,7 @@ class Saver:
                 sha256=record.sha256,
             )
         )
+        self._opened.cache.take_in(finished.directory, record.files)
         self._done(finished)
         self._retain()
 

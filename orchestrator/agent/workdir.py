@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +119,16 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
     except OSError as error:
         log.warning("cannot remove %s: %s", path, error)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files below a folder, of those that can be looked at."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # whoever reads them says what is wrong
+                total += os.stat(os.path.join(parent, name), follow_symlinks=False).st_size
+    return total
 
 
 def prune(attempts: Path, keep: int = KEEP_ATTEMPTS) -> None:

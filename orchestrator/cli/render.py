@@ -7,9 +7,13 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from orchestrator.messages import Transfer
 
 NOTHING = "-"
 """Stands where there is no value."""
@@ -71,6 +75,17 @@ def clock(at: datetime, now: datetime) -> str:
     local = at.astimezone()
     same_day = local.date() == now.astimezone().date()
     return local.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M")
+
+
+def transfer(moving: Transfer | None) -> str:
+    """How far a checkpoint has come between node and store; empty where none is under way."""
+    if moving is None:
+        return ""
+    what = "checkpoint" if moving.step is None else f"step {moving.step}"
+    how_far = size(moving.done)
+    if moving.total:
+        how_far = f"{min(100, 100 * moving.done // moving.total)} % of {size(moving.total)}"
+    return f"{'sends' if moving.direction == 'up' else 'fetches'} {what}: {how_far}"
 
 
 def size(count: int) -> str:

@@ -62,6 +62,7 @@ def measures(detail: RunDetail) -> list[str]:
         f"loss {render.loss(run.loss)}" if run.loss is not None else "",
         f"val {render.loss(run.val_loss)}" if run.val_loss is not None else "",
         render.rate(run.tokens_per_s) if run.tokens_per_s is not None else "",
+        render.transfer(run.transfer),
     ]
     return [part for part in parts if part]
 

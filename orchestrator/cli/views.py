@@ -140,6 +140,7 @@ def _summary(detail: RunDetail, now: datetime) -> Text:
                 ("loss", f"{render.loss(run.loss)}, val {render.loss(run.val_loss)}"),
                 ("speed", render.rate(run.tokens_per_s)),
                 ("remaining", render.duration(run.eta_s)),
+                ("transfer", render.transfer(run.transfer)),
                 ("duration", render.duration(took)),
                 ("experiment", run.experiment),
                 ("created", f"{render.clock(run.created_at, now)} by {run.user or 'unknown'}"),

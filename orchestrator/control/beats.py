@@ -55,7 +55,7 @@ class Beats:
             run, attempt = ledger.run(run_id), ledger.attempt(run_id, number)
         if attempt.ended or number != run.attempt:
             return self._not_wanted(attempt, log_size)
-        self._live.heard(run_id, number, beat.step)
+        self._live.heard(run_id, number, beat.step, beat.transfer)
         if beat.points:
             self._spool.add_points(run_id, number, with_attempt(beat.points, number))
         if _has_news(attempt, beat):

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, replace
 
 from orchestrator.clock import Clock
+from orchestrator.messages import Transfer
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Sign:
     at: float
     """Monotonic seconds."""
     step: int | None = None
+    transfer: Transfer | None = None
 
 
 class LiveBoard:
@@ -26,13 +28,13 @@ class LiveBoard:
         self._signs: dict[tuple[str, int], Sign] = {}
         self._lock = threading.Lock()
 
-    def heard(self, run_id: str, attempt: int, step: int | None) -> None:
+    def heard(self, run_id: str, attempt: int, step: int | None, transfer: Transfer | None = None) -> None:
         """The agent spoke now."""
         key = (run_id, attempt)
         with self._lock:
             before = self._signs.get(key)
             known = step if step is not None else (before.step if before else None)
-            self._signs[key] = Sign(self._clock.monotonic(), known)
+            self._signs[key] = Sign(self._clock.monotonic(), known, transfer)
 
     def expect(self, run_id: str, attempt: int) -> None:
         """An attempt was launched now: silence counts from here."""
@@ -50,6 +52,12 @@ class LiveBoard:
         with self._lock:
             sign = self._signs.get((run_id, attempt))
         return sign.step if sign else None
+
+    def transfer(self, run_id: str, attempt: int) -> Transfer | None:
+        """The checkpoint that is under way."""
+        with self._lock:
+            sign = self._signs.get((run_id, attempt))
+        return sign.transfer if sign else None
 
     def forget(self, run_id: str, attempt: int) -> None:
         """The attempt has ended."""

@@ -65,6 +65,7 @@ class Views:
             val_loss=value["val/loss"],
             tokens_per_s=value["perf/tokens_per_s"] if running else None,
             eta_s=eta,
+            transfer=self._live.transfer(run.id, attempt.number) if attempt else None,
             created_at=run.created_at,
             started_at=run.started_at,
             ended_at=run.ended_at,

@@ -19,6 +19,8 @@ from typing import Any
 
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.errors import DamagedError, FencedError, StoreError, StoreUnavailableError
+from orchestrator.store.cache import OnBytes, silent
+from orchestrator.store.fetch import checked, drained
 from orchestrator.store.protocol import ObjectStore
 from orchestrator.store.records import (
     CheckpointRecord,
@@ -29,7 +31,7 @@ from orchestrator.store.records import (
     data_prefix,
     points_key,
 )
-from orchestrator.store.restore import Restored, checked, drained, restore, restore_path
+from orchestrator.store.restore import Restored, restore, restore_path
 from orchestrator.store.retention import choose, leftovers, retire
 from orchestrator.store.runlog import Claim, History, RunLog
 from orchestrator.store.snapshot import Limits
@@ -86,12 +88,14 @@ class CheckpointWriter:
         points: bytes = b"",
         parent: CheckpointRecord | None = None,
         versions: Mapping[str, str] | None = None,
+        on_bytes: OnBytes = silent,
     ) -> CheckpointRecord:
         """Make a finished directory a checkpoint of the run. Durable and loadable once this returns.
 
         `points` are JSON lines measured since the last commit, stored with it; `parent` is the checkpoint
         that this attempt went on from; `versions` of the software that wrote it. Metrics that are not finite
         are left out. Large files that the newest checkpoint has already are referred to, not sent again.
+        `on_bytes` is told how many bytes of the directory have been taken for upload since its last call.
 
         A step that has a checkpoint already: the first one counts and is returned, nothing is uploaded, and
         the points travel with the next commit. Only where the first one comes from an earlier attempt and
@@ -110,7 +114,7 @@ class CheckpointWriter:
             return counted
         upload = self._begin(directory, step)
         with self._tidied_on_error(upload, sent=False):
-            files = self._uploader.send(directory, upload.data, self._known())
+            files = self._uploader.send(directory, upload.data, self._known(), on_bytes)
             stored = self._upload_points(upload.points, self._carried + points)
 
         arrived: list[CheckpointRecord] = []
@@ -236,8 +240,9 @@ class CheckpointWriter:
             raise
 
     def _give_up(self, upload: _Upload) -> None:
-        self._uploader.forget()
         try:
+            for key in self._uploader.forget():
+                self._store.delete(key)
             for info in list(self._store.list(upload.data + "/")):
                 self._store.delete(info.key)
             self._store.delete(upload.points)

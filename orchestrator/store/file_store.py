@@ -17,6 +17,7 @@ from orchestrator.clock import SYSTEM
 from orchestrator.errors import NotFoundError, SetupError, StoreError, StoreFullError, StoreUnavailableError
 from orchestrator.store.posix import (
     NoHardLinksError,
+    aligned,
     entries,
     link,
     open_fresh,
@@ -25,6 +26,7 @@ from orchestrator.store.posix import (
     remove_optional,
     replace,
     stale,
+    start_writing,
     sync_folder,
     write_all,
 )
@@ -32,15 +34,21 @@ from orchestrator.store.protocol import (
     CHUNK,
     IDENTITY_KEY,
     LEFTOVER,
+    IntoReader,
     ObjectInfo,
     Reader,
     Source,
     check_key,
     check_prefix,
 )
+from orchestrator.store.throttle import Pace, Paces, process_paces
 
 _LOG = logging.getLogger(__name__)
 _TEMPORARY: Final = ".tmp"
+_BUFFER: Final = 256 << 10
+"""Bytes that are copied at a time; they stay in the processor's cache."""
+_SLICE: Final = 8 << 20
+"""After so many bytes the disk begins to write, rather than at the end with all of them."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _MISNAMED = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -61,8 +69,9 @@ class FileStore:
     unless it carries the same store identity.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, paces: Paces | None = None) -> None:
         self.root = root
+        self._paces = paces or process_paces()
         self.uri = root.as_uri()
         self._place: tuple[int, int] | None = None
         self._identity: bytes | None = None
@@ -113,7 +122,7 @@ class FileStore:
             # Absence means something to callers: it must not come from a mount that has just gone.
             self._check_root()
             raise NotFoundError(f"{self.uri}: there is no {key}")
-        return _Stream(self, key, descriptor, start, end)
+        return _Stream(self, key, descriptor, start, end, self._paces.down)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See ObjectStore. Symbolic links are not objects."""
@@ -173,9 +182,16 @@ class FileStore:
         with self._edge("write"):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
+            written = begun = 0
             for chunk in _chunks(source):
-                with self._edge("write"):
-                    write_all(descriptor, chunk)
+                for block in self._paces.up.blocks(chunk):
+                    with self._edge("write"):
+                        write_all(descriptor, block)
+                written += len(chunk)
+                if written - begun >= _SLICE:
+                    with self._edge("write"):
+                        start_writing(descriptor, begun, written - begun)
+                    begun = written
             with self._edge("write"):
                 os.fsync(descriptor)
                 # What is read back for verification shall come from the disk or server, not from our own
@@ -297,14 +313,16 @@ class FileStore:
 class _Stream(Iterator[bytes]):
     """Chunks of an open file; the descriptor is closed at the end, on an error and when nobody listens."""
 
-    def __init__(self, store: FileStore, key: str, descriptor: int, start: int, end: int | None) -> None:
-        self._store, self._key, self._position, self._end = store, key, start, end
+    def __init__(
+        self, store: FileStore, key: str, descriptor: int, start: int, end: int | None, pace: Pace
+    ) -> None:
+        self._store, self._key, self._position, self._end, self._pace = store, key, start, end, pace
         self._descriptor: int | None = descriptor
 
     def __next__(self) -> bytes:
         if self._descriptor is None:
             raise StopIteration
-        wanted = CHUNK if self._end is None else min(CHUNK, self._end - self._position)
+        wanted = self._pace.block if self._end is None else min(self._pace.block, self._end - self._position)
         try:
             chunk = os.pread(self._descriptor, wanted, self._position) if wanted > 0 else b""
         except OSError as error:
@@ -313,6 +331,7 @@ class _Stream(Iterator[bytes]):
         if not chunk:
             self.close()
             raise StopIteration
+        self._pace.take(len(chunk))
         self._position += len(chunk)
         return chunk
 
@@ -326,7 +345,8 @@ class _Stream(Iterator[bytes]):
         self.close()
 
 
-def _chunks(source: Source) -> Iterator[bytes]:
+def _chunks(source: Source) -> Iterator[bytes | memoryview]:
+    """The bytes of a source; each chunk holds until the next one is asked for."""
     if isinstance(source, bytes):
         yield source
     elif isinstance(source, Path):
@@ -336,6 +356,11 @@ def _chunks(source: Source) -> Iterator[bytes]:
         yield from _read(source)
 
 
-def _read(reader: Reader) -> Iterator[bytes]:
-    while chunk := reader.read(CHUNK):
-        yield chunk
+def _read(reader: Reader) -> Iterator[bytes | memoryview]:
+    if isinstance(reader, IntoReader):
+        buffer = aligned(_BUFFER)
+        while size := reader.readinto(buffer):
+            yield buffer[:size]
+    else:
+        while chunk := reader.read(CHUNK):
+            yield chunk

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from orchestrator.errors import StoreError
 
@@ -32,6 +32,15 @@ class Reader(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; none at the end."""
+        ...
+
+
+@runtime_checkable
+class IntoReader(Protocol):
+    """A reader that can fill a buffer, which saves copies. Files can."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill the beginning of the buffer; how many bytes that were, 0 at the end."""
         ...
 
 
@@ -64,6 +73,10 @@ class ObjectStore(Protocol):
 
         With `create_only` False means that the key exists already, and that object is durable too; of several
         writers at once exactly one gets True.
+
+        After StoreUnavailableError nothing is stored, but what had been sent may be remembered: then a later
+        `put` of the same key by the same object sends only what is missing or has changed, and `delete` gives
+        it up. After any other error nothing is left.
         """
         ...
 
@@ -85,7 +98,7 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object; a missing one is fine."""
+        """Remove an object, and what is left of an interrupted `put`; a missing one is fine."""
         ...
 
     def tidy(self, begun_before: datetime, *, dry_run: bool = False) -> builtins.list[ObjectInfo]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import uuid
@@ -12,10 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import ConflictError, DamagedError, NotFoundError, StoreError
+from orchestrator.store.cache import NO_CACHE, CheckpointCache, OnBytes, silent
+from orchestrator.store.fetch import Fetch
 from orchestrator.store.protocol import CHUNK, ObjectStore
-from orchestrator.store.records import CheckpointRecord, FileEntry, PointsRef
+from orchestrator.store.records import CheckpointRecord
 from orchestrator.store.runlog import History, RunLog, Unreadable
 from orchestrator.store.snapshot import Limits, open_file, scan
+
+__all__ = ["Restored", "restore", "restore_path"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,20 @@ class Restored:
     """Damaged records of the log; each may have been a checkpoint."""
 
 
-def restore(store: ObjectStore, run_id: str, step: int | None, into: Path) -> Restored:
-    """Download the newest checkpoint whose files verify, or the one of exactly this step.
+def restore(
+    store: ObjectStore,
+    run_id: str,
+    step: int | None,
+    into: Path,
+    *,
+    cache: CheckpointCache = NO_CACHE,
+    on_bytes: OnBytes = silent,
+) -> Restored:
+    """Bring the newest checkpoint whose files verify, or the one of exactly this step.
 
-    `into` must not exist; it appears whole or not at all. "Newest" is the one committed last.
+    `into` must not exist; it appears whole or not at all. "Newest" is the one committed last. Files that are
+    in the `cache` are taken from there, the others are downloaded; `on_bytes` is told of every byte that is
+    there, from wherever it came.
 
     Errors: NotFoundError where there is no checkpoint (of this step), DamagedError where there are some and
     none verifies, ConflictError where `into` exists, StoreUnavailableError where the store cannot be read.
@@ -49,7 +62,7 @@ def restore(store: ObjectStore, run_id: str, step: int | None, into: Path) -> Re
         if record is None:
             raise _all_damaged(run_id, list(skipped.values()), history)
         try:
-            _download(store, record, into)
+            _bring(Fetch(store, record, cache, on_bytes), record, into)
         except DamagedError as error:
             skipped[record.id] = (record, error.message)
             continue
@@ -98,40 +111,12 @@ def restore_path(path: Path, into: Path) -> None:
                     file.write(chunk)
 
 
-def _download(store: ObjectStore, record: CheckpointRecord, into: Path) -> None:
+def _bring(fetch: Fetch, record: CheckpointRecord, into: Path) -> None:
     with _aside(into) as folder:
         for file in record.files:
             target = folder / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as out:
-                for chunk in checked(store, record.key(file), file):
-                    out.write(chunk)
-
-
-def checked(store: ObjectStore, key: str, expected: FileEntry | PointsRef) -> Iterator[bytes]:
-    """The bytes of an object; DamagedError, at the latest at the end, where they are not as expected."""
-    name = expected.path if isinstance(expected, FileEntry) else key.rpartition("/")[2]
-    digest = hashlib.sha256()
-    size = 0
-    try:
-        # One byte more than expected is enough to see that it is too long.
-        for chunk in store.get(key, end=expected.size + 1):
-            digest.update(chunk)
-            size += len(chunk)
-            yield chunk
-    except NotFoundError as error:
-        raise DamagedError(f"{name} is missing") from error
-    if size != expected.size:
-        less = "more" if size > expected.size else f"{size}"
-        raise DamagedError(f"{name} has {less} bytes instead of {expected.size}")
-    if digest.hexdigest() != expected.sha256:
-        raise DamagedError(f"{name} does not match its SHA-256")
-
-
-def drained(store: ObjectStore, key: str, expected: FileEntry | PointsRef) -> None:
-    """Read an object whole; DamagedError where it is not as expected."""
-    for _ in checked(store, key, expected):
-        pass
+            fetch.bring(file, target)
 
 
 @contextmanager

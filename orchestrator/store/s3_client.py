@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -13,6 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from orchestrator.errors import SetupError
 from orchestrator.store.protocol import check_key
 from orchestrator.store.s3_errors import is_transient
+from orchestrator.store.throttle import PacedBody
 
 T = TypeVar("T")
 PARALLEL: Final = 8
@@ -115,7 +118,7 @@ def connect(place: Place) -> Any:
     from botocore.config import Config
 
     session = boto3.Session(profile_name=place.profile, region_name=place.region)
-    return session.client(
+    client = session.client(
         "s3",
         endpoint_url=place.endpoint,
         region_name=place.region or session.region_name or os.environ.get("AWS_REGION") or "us-east-1",
@@ -128,3 +131,34 @@ def connect(place: Place) -> Any:
             s3={"addressing_style": "path"} if place.endpoint else {},
         ),
     )
+    # Between these two a request is signed, for which its body may be read: that is not sending.
+    client.meta.events.register_first("request-created.s3", _before_signing)
+    client.meta.events.register_last("request-created.s3", _after_signing)
+    return client
+
+
+class _Current(threading.local):
+    body: PacedBody | None = None
+
+
+_current = _Current()
+
+
+@contextmanager
+def sending(body: object) -> Iterator[None]:
+    """The request that this thread makes in the block has this body."""
+    _current.body = body if isinstance(body, PacedBody) else None
+    try:
+        yield
+    finally:
+        _current.body = None
+
+
+def _before_signing(**_: Any) -> None:
+    if _current.body is not None:
+        _current.body.sending = False
+
+
+def _after_signing(**_: Any) -> None:
+    if _current.body is not None:
+        _current.body.sending = True

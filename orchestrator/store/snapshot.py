@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import StoreError
+from orchestrator.store.cache import OnBytes, silent
 from orchestrator.store.records import FileEntry
 
 
@@ -72,10 +73,11 @@ def _check(path: str, status: os.stat_result) -> None:
 
 
 class HashingReader:
-    """Reads a file once and knows size and SHA-256 of what was read."""
+    """Reads a file once and knows size and SHA-256 of what was read; `on_bytes` is told of every read."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, on_bytes: OnBytes = silent) -> None:
         self._descriptor = descriptor
+        self._on_bytes = on_bytes
         self._hash = hashlib.sha256()
         self.size = 0
 
@@ -84,7 +86,16 @@ class HashingReader:
         chunk = os.read(self._descriptor, size)
         self._hash.update(chunk)
         self.size += len(chunk)
+        self._on_bytes(len(chunk))
         return chunk
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the beginning of the buffer; how many bytes that were, 0 at the end."""
+        size = os.readv(self._descriptor, [buffer])
+        self._hash.update(buffer[:size])
+        self.size += size
+        self._on_bytes(size)
+        return size
 
     def entry(self, path: str) -> FileEntry:
         """The manifest's line for what was read."""
@@ -109,7 +120,7 @@ def sample(directory: Path, path: str) -> bytes:
 
 
 @contextmanager
-def open_file(directory: Path, path: str) -> Iterator[HashingReader]:
+def open_file(directory: Path, path: str, on_bytes: OnBytes = silent) -> Iterator[HashingReader]:
     """A file below the directory, reached without following any link.
 
     StoreError at the end where it changed meanwhile: a finished checkpoint stands still.
@@ -118,7 +129,7 @@ def open_file(directory: Path, path: str) -> Iterator[HashingReader]:
     try:
         before = os.fstat(descriptor)
         _check(path, before)
-        reader = HashingReader(descriptor)
+        reader = HashingReader(descriptor, on_bytes)
         yield reader
         after = os.fstat(descriptor)
         if (before.st_size, before.st_mtime_ns) != (reader.size, after.st_mtime_ns):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.errors import DamagedError, NotFoundError, StoreError
+from orchestrator.store.cache import OnBytes, silent
+from orchestrator.store.fetch import drained
 from orchestrator.store.protocol import CHUNK, ObjectStore, Source
 from orchestrator.store.records import FileEntry, PointsRef, data_key
-from orchestrator.store.restore import drained
 from orchestrator.store.snapshot import Limits, open_file, sample, scan
 
 WORTH_SHARING: Final = 1 << 16
@@ -29,15 +30,24 @@ class Uploader:
         """Samples of the files sent last, by path: most changed files are told by them, unread."""
         self._sent: dict[str, FileEntry] = {}
         """Large files under way to their checkpoint: key -> what was stored and read back."""
+        self._started: set[str] = set()
+        """Their keys from the moment that sending them began."""
         self._read: set[str] = set()
         """Keys of objects that were read back whole by this process."""
 
-    def send(self, directory: Path, prefix: str, known: Mapping[str, FileEntry]) -> tuple[FileEntry, ...]:
+    def send(
+        self,
+        directory: Path,
+        prefix: str,
+        known: Mapping[str, FileEntry],
+        on_bytes: OnBytes = silent,
+    ) -> tuple[FileEntry, ...]:
         """Store the files below `prefix`, read them back, and tell the manifest, sorted by path.
 
         `known` has, by path, files of an earlier checkpoint with their keys. One that has not changed is
         referred to instead of sent; it is read back the first time. After an error the same call goes on
-        where it stopped: large files that were stored are not sent again.
+        where it stopped: large files that were stored are not sent again. `on_bytes` is told how many bytes
+        have been read for sending since its last call.
         """
         entries: dict[str, FileEntry] = {}
         few: list[str] = []
@@ -49,21 +59,26 @@ class Uploader:
                 if entry is not None:
                     entries[path] = entry
                 elif os.stat(directory / path, follow_symlinks=False).st_size >= _LARGE:
-                    entries[path] = self._send_large(directory, path, prefix)
+                    entries[path] = self._send_large(directory, path, prefix, on_bytes)
                 else:
                     few.append(path)
-            entries.update(self._send_few(directory, few, prefix))
+            entries.update(self._send_few(directory, few, prefix, on_bytes))
             large = [path for path, entry in entries.items() if entry.size >= WORTH_SHARING]
             samples = {path: sample(directory, path) for path in large}
         except OSError as error:
             raise StoreError(f"cannot read {directory}: {error.strerror or error}") from error
         self._samples = samples
-        self._sent.clear()
+        self.forget()
         return tuple(entries[path] for path in sorted(entries))
 
-    def forget(self) -> None:
-        """What was sent for a checkpoint that is given up is not used."""
+    def forget(self) -> list[str]:
+        """Give up the checkpoint that was being sent; the keys of what the store may have of it, whole or
+        in parts.
+        """
+        started = sorted(self._started)
+        self._started.clear()
         self._sent.clear()
+        return started
 
     def read_back(self, key: str, expected: FileEntry | PointsRef) -> None:
         """Read a stored object whole; DamagedError where it is not what was sent."""
@@ -78,21 +93,24 @@ class Uploader:
 
     # ------------------------------------------------------------------ parts
 
-    def _send_large(self, directory: Path, path: str, prefix: str) -> FileEntry:
+    def _send_large(self, directory: Path, path: str, prefix: str, on_bytes: OnBytes) -> FileEntry:
         key = data_key(prefix, path)
-        with open_file(directory, path) as reader:
+        self._started.add(key)
+        with open_file(directory, path, on_bytes) as reader:
             self._store.put(key, reader)
         entry = reader.entry(path)
         self.read_back(key, entry)
         self._sent[key] = entry
         return entry
 
-    def _send_few(self, directory: Path, paths: list[str], prefix: str) -> dict[str, FileEntry]:
+    def _send_few(
+        self, directory: Path, paths: list[str], prefix: str, on_bytes: OnBytes
+    ) -> dict[str, FileEntry]:
         entries: dict[str, FileEntry] = {}
 
         def objects() -> Iterator[tuple[str, Source]]:
             for path in paths:
-                with open_file(directory, path) as reader:
+                with open_file(directory, path, on_bytes) as reader:
                     yield data_key(prefix, path), reader
                     entries[path] = reader.entry(path)
 

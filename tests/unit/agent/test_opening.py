@@ -11,6 +11,7 @@ from orchestrator.agent.opening import Opening, Telling, store_uri
 from orchestrator.contract import MARK_FILE
 from orchestrator.domain.states import Phase
 from orchestrator.errors import DamagedError, FencedError, SpecError, StoreUnavailableError
+from orchestrator.messages import Transfer
 from orchestrator.spec.models import RunSpec, Variant
 from orchestrator.store.checkpoints import CheckpointWriter
 from orchestrator.store.objects import open_store, store_id
@@ -25,6 +26,7 @@ class Setting:
         self.phases: list[Phase] = []
         self.timings: list[str] = []
         self.events: list[str] = []
+        self.transfers: list[Transfer | None] = []
 
     def commit(self, run: str, attempt: int, *steps: int) -> None:
         writer = CheckpointWriter(self.store, RunLog(self.store, run).claim(attempt, node="n"))
@@ -46,7 +48,12 @@ class Setting:
             store_uri=f"file://{self.root}/store",
             **fields,
         )
-        telling = Telling(self.phases.append, lambda name, _: self.timings.append(name), self.events.append)
+        telling = Telling(
+            self.phases.append,
+            lambda name, _: self.timings.append(name),
+            self.events.append,
+            self.transfers.append,
+        )
         opening = Opening(job, self.root, self.root / "into", telling, lambda: None, patience_s=0.6)
         opening._run()
         assert opening.done

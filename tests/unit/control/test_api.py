@@ -199,6 +199,16 @@ def test_output_arrives_once_whatever_is_repeated(api: TestClient, gateway: Pape
     assert not page["ended"]
 
 
+def test_a_checkpoint_under_way_is_shown(api: TestClient, gateway: PaperGateway) -> None:
+    run_id = submit(api)
+    launched(gateway, run_id)
+    moving = {"direction": "up", "step": 10, "done": 5, "total": 50}
+    beat(api, run_id, transfer=moving)
+    assert api.get(f"/v1/runs/{run_id}").json()["run"]["transfer"] == moving
+    beat(api, run_id)
+    assert api.get(f"/v1/runs/{run_id}").json()["run"]["transfer"] is None
+
+
 def test_news_that_is_repeated_is_one_event(api: TestClient, gateway: PaperGateway) -> None:
     run_id = submit(api)
     launched(gateway, run_id)

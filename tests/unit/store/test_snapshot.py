@@ -95,16 +95,16 @@ class TestRefused:
         self, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         directory = make_directory(tmp_path, 10)
-        real = os.read
+        real = os.readv
 
-        def read(descriptor: int, size: int) -> bytes:
-            data = real(descriptor, size)
-            if len(data) == 3000:
+        def read(descriptor: int, buffers: list[memoryview]) -> int:
+            size = real(descriptor, buffers)
+            if size == 3000:
                 with (directory / "model.safetensors").open("ab") as file:
                     file.write(b"more")
-            return data
+            return size
 
-        monkeypatch.setattr(os, "read", read)
+        monkeypatch.setattr(os, "readv", read)
         self.refused(store, directory, r"'model\.safetensors' changed while")
 
     def test_a_file_that_becomes_a_link(

@@ -192,8 +192,9 @@ def test_marks_name_the_val_loss_of_exactly_these_weights(text: Path, tmp_path: 
         step: json.loads((p / "checkpoint.json").read_text())
         for step, p in checkpoint.published(tmp_path).items()
     }
-    assert marks[12] == {"step": 12, "metrics": {"val/loss": points["val/loss", 12]}}
-    assert marks[3] == {"step": 3, "metrics": {}}
+    versions = {"torch": torch.__version__}
+    assert marks[12] == {"step": 12, "metrics": {"val/loss": points["val/loss", 12]}, "versions": versions}
+    assert marks[3] == {"step": 3, "metrics": {}, "versions": versions}
 
 
 def test_checkpoints_by_time(text: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from tests.unit.store.memory_store import MemoryStore
 from tests.unit.trainer.support import assert_same_bits, start, tiny, weights, write_text
 from trainer import checkpoint
 from trainer.errors import TrainerError
+from trainer.foreign import begin_from
 from trainer.sample import load_model
 from trainer.train import Training
 
@@ -107,6 +108,18 @@ def test_pickles_under_other_names(training: Training, directory: Path, trace: P
         (directory / name).write_bytes(data)
         assert name in refused(training, directory), kind
         shutil.rmtree(directory.with_name("restored"))
+    assert not trace.exists()
+
+
+def test_weights_from_elsewhere(training: Training, tmp_path: Path, trace: Path) -> None:
+    """A directory of somebody else's, from which a run may begin."""
+    before = weights(training)
+    for kind, data in {**safetensors(), **pickles(trace)}.items():
+        (tmp_path / "model.safetensors").write_bytes(data)
+        with pytest.raises(TrainerError) as caught:
+            begin_from(tmp_path, training.model, lambda line: None)
+        assert 20 < len(str(caught.value)) < 1000, kind
+    assert_same_bits(weights(training), before)
     assert not trace.exists()
 
 

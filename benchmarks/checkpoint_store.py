@@ -5,10 +5,13 @@
     python -m benchmarks.checkpoint_store [--quick] [--json FILE] [--store URI]
 
 Two peers: ``cp`` and ``sync`` for a folder, and for S3 boto3's own ``upload_file`` and ``download_file``
-with the best of several TransferConfigs, which is found first. `put` and `get` are the store's; `commit` and
-`restore` are the whole of what a run does: hashing, storing, reading back, the log; finding, loading,
-comparing, laying out. Both sides take turns. Without ``--store`` a folder is measured; for S3 name a bucket,
-as in ``s3://bucket/bench?endpoint=http://127.0.0.1:8333``, with the access key in the environment.
+with the best of several TransferConfigs, which is found first. `put` and `get` are the store's, of one large
+file; `commit` and `restore` are the whole of what a run does with weights and moments in two files: hashing,
+storing, reading back, the log; finding, fetching, comparing, laying out. A restore counts until the tensors
+are copied to where a model has its own, and so does its peer: bare download and safetensors' ``load_file``.
+All sides take turns. A folder is measured, and S3 where ``--store`` names a bucket, as in
+``s3://bucket/bench?endpoint=http://127.0.0.1:8333``, with the access key in the environment. What a training
+loop loses meanwhile is measured by `checkpoint_stall`, for each store.
 """
 
 from __future__ import annotations
@@ -23,7 +26,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.checkpoint_stall import stall_rows
 from benchmarks.report import Row, parser, report, row
+from orchestrator.store.cache import CheckpointCache
 from orchestrator.store.checkpoints import CheckpointWriter, restore
 from orchestrator.store.objects import ObjectStore, open_store, store_id
 from orchestrator.store.runlog import RunLog
@@ -31,8 +39,13 @@ from orchestrator.store.s3_client import Place
 from orchestrator.store.s3_store import S3Store
 
 MIB = 1 << 20
-RUN = "bench-run"
+RUN = f"bench-{time.time_ns()}"
 S3_GOAL, FILE_GOAL = 0.9, 0.8
+RESTORE_GOAL = 1 / 1.3
+"""Of the speed: a restore may take 1.3 times as long."""
+TENSORS = 16
+NAMES = [f"t{number}" for number in range(TENSORS)]
+FILES = ("model.safetensors", "optimizer.safetensors")
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -66,18 +79,25 @@ def speed(
 
 
 class Bench:
-    """One file of random bytes, and a store."""
+    """One large file, a checkpoint of the same size, and a store."""
 
     def __init__(self, uri: str, folder: Path, size: int, rounds: int) -> None:
         self.store: ObjectStore = open_store(uri)
         store_id(self.store, create=True)
         self.folder, self.size, self.rounds = folder, size, rounds
-        self.source = folder / "source" / "model.safetensors"
-        self.source.parent.mkdir()
+        self.checkpoint = folder / "source"
+        self.checkpoint.mkdir()
+        generator = torch.Generator().manual_seed(1)
+        self.weights = {name: torch.randn(size // 12 // TENSORS, generator=generator) for name in NAMES}
+        self.moments = {f"{kind}.{n}": t.clone() for n, t in self.weights.items() for kind in ("m", "v")}
+        save_file(self.weights, self.checkpoint / FILES[0])
+        save_file(self.moments, self.checkpoint / FILES[1])
+        self.source = folder / "large"
         with self.source.open("wb") as file:
             for _ in range(size // MIB):
                 file.write(os.urandom(MIB))
         self.commits = 0
+        self.cache = CheckpointCache(folder / "cache", 4 * size)
 
     def put(self, number: int) -> None:
         """Ours."""
@@ -99,7 +119,7 @@ class Bench:
         for path in self.folder.iterdir():
             if path.name.startswith("restored-"):
                 shutil.rmtree(path)
-            elif path.is_file():
+            elif path.is_file() and path != self.source:
                 path.unlink()
 
     def commit(self, number: int) -> None:
@@ -107,11 +127,30 @@ class Bench:
         claim = RunLog(self.store, RUN).claim(self.commits + 1, node="bench")
         self.commits += 1
         writer = CheckpointWriter(self.store, claim)
-        writer.commit(self.source.parent, self.commits, metrics={}, device="cpu", node="bench")
+        writer.commit(self.checkpoint, self.commits, metrics={}, device="cpu", node="bench")
 
     def restore(self, number: int) -> None:
-        """The whole of a restore."""
-        restore(self.store, RUN, None, self.folder / f"restored-{number}-{time.monotonic_ns()}")
+        """The whole of a restore to a node that has nothing, until its tensors are in memory."""
+        shutil.rmtree(self.cache.folder, ignore_errors=True)
+        self.restore_cached(number)
+
+    def restore_cached(self, number: int) -> None:
+        """The same where the node has kept the file."""
+        into = self.folder / f"restored-{number}"
+        restore(self.store, RUN, None, into, cache=self.cache)
+        self.load(into)
+
+    def load(self, folder: Path) -> None:
+        """Weights and moments become what is in the files of a folder."""
+        for name, target in zip(FILES, (self.weights, self.moments), strict=True):
+            for key, tensor in load_file(folder / name).items():
+                target[key].copy_(tensor)
+
+    def bare(self, number: int) -> Path:
+        """A new folder for the peer's files."""
+        folder = self.folder / f"restored-peer-{number}"
+        folder.mkdir()
+        return folder
 
 
 def folder_rows(bench: Bench) -> list[Row]:
@@ -130,14 +169,23 @@ def folder_rows(bench: Bench) -> list[Row]:
         bench.tidy()
         target.unlink(missing_ok=True)
 
+    def back_and_load(number: int) -> None:
+        into = bench.bare(number)
+        subprocess.run(["cp", *(bench.checkpoint / name for name in FILES), into], check=True)
+        bench.load(into)
+
     ours, peer, commits = in_turns(bench.rounds, tidy, bench.put, copy, bench.commit)
     bench.store.put("bench/kept", bench.source)
-    got, copied, restored = in_turns(bench.rounds, bench.tidy_local, bench.get, back, bench.restore)
+    got, copied, loaded, restored, cached = in_turns(
+        bench.rounds, bench.tidy_local, bench.get, back, back_and_load, bench.restore, bench.restore_cached
+    )
+    load = "cp + load_file"
     return [
         speed("folder: put", bench.size, ours, "cp + sync", peer, FILE_GOAL),
         speed("folder: commit, hashed and read back", bench.size, commits, "cp + sync", peer, None),
         speed("folder: get", bench.size, got, "cp", copied, None),
-        speed("folder: restore, hashed", bench.size, restored, "cp", copied, None),
+        speed("folder: restore, hashed, and load", bench.size, restored, load, loaded, RESTORE_GOAL),
+        speed("folder: restore from the node's cache, and load", bench.size, cached, load, loaded, None),
     ]
 
 
@@ -167,36 +215,65 @@ def s3_rows(bench: Bench) -> list[Row]:
     down = min(configs, key=lambda config: seconds(lambda: download(config)))
     bench.store.put("bench/kept", bench.source)
     ours, peer, commits = in_turns(bench.rounds, bench.tidy, bench.put, lambda _: upload(up), bench.commit)
-    got, fetched, restored = in_turns(
-        bench.rounds, bench.tidy_local, bench.get, lambda _: download(down), bench.restore
+
+    for name in FILES:
+        client.upload_file(str(bench.checkpoint / name), place.bucket, f"{place.prefix}bench/{name}")
+
+    def download_and_load(number: int) -> None:
+        into = bench.bare(number)
+        for name in FILES:
+            source = f"{place.prefix}bench/{name}"
+            client.download_file(place.bucket, source, str(into / name), Config=down)
+        bench.load(into)
+
+    got, fetched, loaded, restored, cached = in_turns(
+        bench.rounds,
+        bench.tidy_local,
+        bench.get,
+        lambda _: download(down),
+        download_and_load,
+        bench.restore,
+        bench.restore_cached,
     )
     names = [f"boto3, {c.multipart_chunksize // MIB} MiB x {c.max_request_concurrency}" for c in (up, down)]
+    load = f"{names[1]} + load_file"
     return [
         speed("S3: put", bench.size, ours, names[0], peer, S3_GOAL),
         speed("S3: commit, hashed and read back", bench.size, commits, names[0], peer, None),
         speed("S3: get", bench.size, got, names[1], fetched, S3_GOAL),
-        speed("S3: restore, hashed", bench.size, restored, names[1], fetched, None),
+        speed("S3: restore, hashed, and load", bench.size, restored, load, loaded, RESTORE_GOAL),
+        speed("S3: restore from the node's cache, and load", bench.size, cached, load, loaded, None),
     ]
+
+
+def store_rows(bench: Bench) -> list[Row]:
+    """How fast; what was stored is removed."""
+    rows = s3_rows(bench) if isinstance(bench.store, S3Store) else folder_rows(bench)
+    for info in [*bench.store.list("bench/"), *bench.store.list(f"runs/{RUN}/data/")]:
+        bench.store.delete(info.key)
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     options = parser(__doc__.partition("\n")[0])
-    options.add_argument("--store", metavar="URI", help="the store (default: a folder of its own)")
+    options.add_argument("--store", metavar="URI", help="measure this store on S3 too")
     options.add_argument(
         "--folder", type=Path, help="where to keep files meanwhile (default: a temporary one)"
     )
     options.add_argument("--mib", type=int, help="size of the file (default: 1024, with --quick 64)")
     arguments = options.parse_args(argv)
     size = (arguments.mib or (64 if arguments.quick else 1024)) * MIB
-    rounds = 3 if arguments.quick else 6
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
-        bench = Bench(arguments.store or (folder / "store").as_uri(), folder, size, rounds)
-        rows = s3_rows(bench) if isinstance(bench.store, S3Store) else folder_rows(bench)
-        for info in list(bench.store.list("bench/")):
-            bench.store.delete(info.key)
-    report(rows, arguments.json, {"MiB": size // MIB})
+    rounds = 3 if arguments.quick else 5
+    rows: list[Row] = []
+    for uri in (None, arguments.store) if arguments.store else (None,):
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+            folder = Path(name)
+            place = uri or (folder / "store").as_uri()
+            rows += store_rows(Bench(place, folder, size, rounds))
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+            rows += stall_rows(uri or Path(name, "store").as_uri(), arguments.quick)
+        report(rows, arguments.json, {"MiB": size // MIB})
     return 0
 
 

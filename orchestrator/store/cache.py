@@ -16,11 +16,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from orchestrator.settings import size
-from orchestrator.store.protocol import CHUNK
+from orchestrator.store.posix import pieces
+from orchestrator.store.protocol import IntoReader
 from orchestrator.store.records import FileEntry
 
 OnBytes = Callable[[int], None]
@@ -80,7 +82,7 @@ class CheckpointCache:
             return False
         with kept, target.open("xb", buffering=0) as out:
             digest, moved = hashlib.sha256(), 0
-            while chunk := _read(kept):
+            for chunk in _readable(kept):
                 digest.update(chunk)
                 out.write(chunk)
                 moved += len(chunk)
@@ -114,7 +116,7 @@ class CheckpointCache:
         self._touch(path)
 
     @contextmanager
-    def partial(self, file: FileEntry) -> Iterator[BinaryIO | None]:
+    def partial(self, file: FileEntry) -> Iterator[FileIO | None]:
         """What an interrupted download of this file has left, open at its beginning for reading and writing;
         None where somebody else is fetching it, or nothing of its size is kept.
 
@@ -198,13 +200,18 @@ class CheckpointCache:
             os.utime(path)
 
 
-def _read(file: BinaryIO) -> bytes:
-    """The next bytes; none where the disk cannot read them any more."""
-    try:
-        return file.read(CHUNK)
-    except OSError as error:
-        _LOG.warning("a kept checkpoint cannot be read: %s", error)
-        return b""
+def _readable(file: IntoReader) -> Iterator[memoryview]:
+    """The bytes of a kept file, as far as the disk can read them."""
+    chunks = pieces(file)
+    while True:
+        try:
+            chunk = next(chunks, None)
+        except OSError as error:
+            _LOG.warning("a kept checkpoint cannot be read: %s", error)
+            return
+        if chunk is None:
+            return
+        yield chunk
 
 
 def _discard(path: Path) -> bool:
@@ -212,13 +219,13 @@ def _discard(path: Path) -> bool:
     if path.suffix != _PARTIAL:
         return _remove(path)
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             return _locked(file, path) and _remove(path)
     except OSError:
         return False
 
 
-def _locked(file: BinaryIO, path: Path) -> bool:
+def _locked(file: FileIO, path: Path) -> bool:
     """Take a file's lock, which its descriptor holds; False where another has it, or has just finished."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from orchestrator.errors import DamagedError, NotFoundError
-from orchestrator.store.cache import CheckpointCache, OnBytes
+from orchestrator.store.cache import CheckpointCache, OnBytes, silent
+from orchestrator.store.posix import pieces
 from orchestrator.store.protocol import CHUNK, ObjectStore
 from orchestrator.store.records import CheckpointRecord, FileEntry, PointsRef
 
+_SIDE_BY_SIDE: Final = 2
+_LARGE: Final = 16 << 20
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -30,7 +36,27 @@ class Fetch:
         self._store = store
         self._record = record
         self._cache = cache
-        self._on_bytes = on_bytes
+        self._lock = threading.Lock()
+        self._told = on_bytes
+
+    def bring_all(self, folder: Path) -> None:
+        """Write every file of the checkpoint below the folder. Large ones side by side, because hashing one
+        of them keeps one core busy; errors as with `bring`.
+        """
+        with ThreadPoolExecutor(_SIDE_BY_SIDE, "fetch") as pool:
+            under_way: list[Future[None]] = []
+            try:
+                for file in sorted(self._record.files, key=lambda file: -file.size):
+                    target = folder / file.path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if file.size >= _LARGE:
+                        under_way.append(pool.submit(self.bring, file, target))
+                    else:
+                        self.bring(file, target)
+                for one in under_way:
+                    one.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def bring(self, file: FileEntry, target: Path) -> None:
         """Write a file to `target`, which must not exist.
@@ -46,6 +72,10 @@ class Fetch:
                 if error.errno not in _FULL or not self._cache.free(file.size):
                     raise
                 target.unlink(missing_ok=True)
+
+    def _on_bytes(self, count: int) -> None:
+        with self._lock:
+            self._told(count)
 
     def _download(self, file: FileEntry, target: Path) -> None:
         with self._cache.partial(file) as part:
@@ -64,10 +94,10 @@ class Fetch:
                     shutil.copyfileobj(part, out, CHUNK)
                 self._cache.drop(file)
 
-    def _complete(self, file: FileEntry, part: BinaryIO) -> None:
+    def _complete(self, file: FileEntry, part: FileIO) -> None:
         """Fetch what is missing; everything, where what is there is not the beginning of the file."""
         digest = hashlib.sha256()
-        while chunk := part.read(CHUNK):
+        for chunk in pieces(part):
             digest.update(chunk)
         have = part.tell()
         if have:
@@ -78,7 +108,7 @@ class Fetch:
                 part.truncate(0)
         self._append(file, part, 0)
 
-    def _append(self, file: FileEntry, out: BinaryIO, have: int, digest: hashlib._Hash | None = None) -> None:
+    def _append(self, file: FileEntry, out: FileIO, have: int, digest: hashlib._Hash | None = None) -> None:
         self._on_bytes(have)
         for chunk in checked(self._store, self._record.key(file), file, have, digest):
             out.write(chunk)
@@ -116,7 +146,9 @@ def checked(
         raise DamagedError(f"{name} does not match its SHA-256")
 
 
-def drained(store: ObjectStore, key: str, expected: FileEntry | PointsRef) -> None:
+def drained(
+    store: ObjectStore, key: str, expected: FileEntry | PointsRef, on_bytes: OnBytes = silent
+) -> None:
     """Read an object whole; DamagedError where it is not as expected."""
-    for _ in checked(store, key, expected):
-        pass
+    for chunk in checked(store, key, expected):
+        on_bytes(len(chunk))

@@ -16,11 +16,13 @@ from typing import Final
 from orchestrator.clock import SYSTEM
 from orchestrator.errors import NotFoundError, SetupError, StoreError, StoreFullError, StoreUnavailableError
 from orchestrator.store.posix import (
+    BUFFER,
     NoHardLinksError,
     aligned,
     entries,
     link,
     open_fresh,
+    pieces,
     read_optional,
     remove_empty,
     remove_optional,
@@ -45,8 +47,6 @@ from orchestrator.store.throttle import Pace, Paces, process_paces
 
 _LOG = logging.getLogger(__name__)
 _TEMPORARY: Final = ".tmp"
-_BUFFER: Final = 256 << 10
-"""Bytes that are copied at a time; they stay in the processor's cache."""
 _SLICE: Final = 8 << 20
 """After so many bytes the disk begins to write, rather than at the end with all of them."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -317,23 +317,24 @@ class _Stream(Iterator[bytes]):
         self, store: FileStore, key: str, descriptor: int, start: int, end: int | None, pace: Pace
     ) -> None:
         self._store, self._key, self._position, self._end, self._pace = store, key, start, end, pace
+        self._buffer = aligned(min(pace.block, BUFFER))
         self._descriptor: int | None = descriptor
 
     def __next__(self) -> bytes:
         if self._descriptor is None:
             raise StopIteration
-        wanted = self._pace.block if self._end is None else min(self._pace.block, self._end - self._position)
+        left = len(self._buffer) if self._end is None else max(0, self._end - self._position)
         try:
-            chunk = os.pread(self._descriptor, wanted, self._position) if wanted > 0 else b""
+            size = os.preadv(self._descriptor, [self._buffer[:left]], self._position)
         except OSError as error:
             self.close()
             raise self._store.translate(error, f"read {self._key}") from error
-        if not chunk:
+        if not size:
             self.close()
             raise StopIteration
-        self._pace.take(len(chunk))
-        self._position += len(chunk)
-        return chunk
+        self._pace.take(size)
+        self._position += size
+        return bytes(self._buffer[:size])
 
     def close(self) -> None:
         """Give the file back; nothing more comes."""
@@ -358,9 +359,7 @@ def _chunks(source: Source) -> Iterator[bytes | memoryview]:
 
 def _read(reader: Reader) -> Iterator[bytes | memoryview]:
     if isinstance(reader, IntoReader):
-        buffer = aligned(_BUFFER)
-        while size := reader.readinto(buffer):
-            yield buffer[:size]
+        yield from pieces(reader)
     else:
         while chunk := reader.read(CHUNK):
             yield chunk

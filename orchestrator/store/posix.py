@@ -9,12 +9,15 @@ import errno
 import mmap
 import os
 import stat
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from orchestrator.store.protocol import ObjectInfo
+from orchestrator.store.protocol import IntoReader, ObjectInfo
 
+BUFFER: Final = 256 << 10
+"""Bytes that are copied at a time; they stay in the processor's cache."""
 _NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _ABSENT: Final = (FileNotFoundError, NotADirectoryError)
 
@@ -26,6 +29,13 @@ class NoHardLinksError(OSError):
 def aligned(size: int) -> memoryview:
     """A new buffer at the beginning of a page. The kernel copies up to four times slower to odd places."""
     return memoryview(mmap.mmap(-1, size))
+
+
+def pieces(file: IntoReader) -> Iterator[memoryview]:
+    """The rest of a file; each piece holds until the next one is asked for."""
+    buffer = aligned(BUFFER)
+    while size := file.readinto(buffer):
+        yield buffer[:size]
 
 
 def start_writing(descriptor: int, start: int, size: int) -> None:

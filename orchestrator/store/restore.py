@@ -13,7 +13,8 @@ from pathlib import Path
 from orchestrator.errors import ConflictError, DamagedError, NotFoundError, StoreError
 from orchestrator.store.cache import NO_CACHE, CheckpointCache, OnBytes, silent
 from orchestrator.store.fetch import Fetch
-from orchestrator.store.protocol import CHUNK, ObjectStore
+from orchestrator.store.posix import pieces
+from orchestrator.store.protocol import ObjectStore
 from orchestrator.store.records import CheckpointRecord
 from orchestrator.store.runlog import History, RunLog, Unreadable
 from orchestrator.store.snapshot import Limits, open_file, scan
@@ -62,7 +63,8 @@ def restore(
         if record is None:
             raise _all_damaged(run_id, list(skipped.values()), history)
         try:
-            _bring(Fetch(store, record, cache, on_bytes), record, into)
+            with _aside(into) as folder:
+                Fetch(store, record, cache, on_bytes).bring_all(folder)
         except DamagedError as error:
             skipped[record.id] = (record, error.message)
             continue
@@ -106,17 +108,9 @@ def restore_path(path: Path, into: Path) -> None:
         for name in scan(path, Limits()):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open_file(path, name) as reader, target.open("xb") as file:
-                while chunk := reader.read(CHUNK):
+            with open_file(path, name) as reader, target.open("xb", buffering=0) as file:
+                for chunk in pieces(reader):
                     file.write(chunk)
-
-
-def _bring(fetch: Fetch, record: CheckpointRecord, into: Path) -> None:
-    with _aside(into) as folder:
-        for file in record.files:
-            target = folder / file.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fetch.bring(file, target)
 
 
 @contextmanager

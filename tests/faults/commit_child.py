@@ -21,7 +21,19 @@ from orchestrator.store.objects import ObjectStore, open_store
 from orchestrator.store.runlog import RunLog
 from tests.unit.store.helpers import RUN
 
-CALLS = ("open", "write", "fsync", "close", "link", "replace", "mkdir", "unlink", "rmdir", "pread", "scandir")
+CALLS = (
+    "open",
+    "write",
+    "fsync",
+    "close",
+    "link",
+    "replace",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "preadv",
+    "scandir",
+)
 """What the store asks of the system; each call is a moment to die at."""
 MOST = 500
 

@@ -82,7 +82,7 @@ def test_errors_of_the_system_are_translated(
 
 
 @pytest.mark.parametrize(
-    ("call", "number"), [("pread", errno.EIO), ("pread", errno.ESTALE), ("open", errno.EIO)]
+    ("call", "number"), [("preadv", errno.EIO), ("preadv", errno.ESTALE), ("open", errno.EIO)]
 )
 def test_reading_errors_are_not_absence(
     store: FileStore, monkeypatch: pytest.MonkeyPatch, call: str, number: int

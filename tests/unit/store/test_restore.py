@@ -205,7 +205,7 @@ def test_an_existing_directory_is_not_touched(store: ObjectStore, into: Path) ->
         restore(store, RUN, None, into)
 
 
-@pytest.mark.parametrize("call", ["pread", "open"])
+@pytest.mark.parametrize("call", ["preadv", "open"])
 def test_an_unreachable_store_is_not_damage(
     store: ObjectStore, into: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:

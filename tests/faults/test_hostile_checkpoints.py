@@ -180,7 +180,7 @@ def test_marks_that_the_agent_reads(tmp_path: Path, kind: str) -> None:
     (tmp_path / MARK_FILE).write_bytes(json_texts()[kind])
     said: list[str] = []
     saver = SimpleNamespace(_reporter=SimpleNamespace(event=said.append))
-    assert Saver._mark(saver, Finished(1, tmp_path, 0.0)) == {}  # type: ignore[arg-type]
+    assert Saver._mark(saver, Finished(1, tmp_path, 0.0)) == ({}, {})  # type: ignore[arg-type]
     assert opening._step(tmp_path) is None
     assert all(MARK_FILE in line and len(line) < 500 for line in said)
 

@@ -96,16 +96,15 @@ class Bench:
         with self.source.open("wb") as file:
             for _ in range(size // MIB):
                 file.write(os.urandom(MIB))
-        self.commits = 0
-        self.cache = CheckpointCache(folder / "cache", 4 * size)
+        self.empty, self.kept = (CheckpointCache(folder / name, 4 * size) for name in ("empty", "kept"))
 
     def put(self, number: int) -> None:
         """Ours."""
         self.store.put(f"bench/ours-{number}", self.source)
 
     def tidy(self) -> None:
-        """Remove what was put."""
-        for info in list(self.store.list("bench/ours-")):
+        """Remove what was put and committed."""
+        for info in [*self.store.list("bench/ours-"), *self.store.list(f"runs/{RUN}-")]:
             self.store.delete(info.key)
 
     def get(self, number: int) -> None:
@@ -117,27 +116,38 @@ class Bench:
     def tidy_local(self) -> None:
         """Remove what was fetched."""
         for path in self.folder.iterdir():
-            if path.name.startswith("restored-"):
+            if path.name.startswith("restored-") or path == self.empty.folder:
                 shutil.rmtree(path)
             elif path.is_file() and path != self.source:
                 path.unlink()
 
     def commit(self, number: int) -> None:
-        """The whole of a commit."""
-        claim = RunLog(self.store, RUN).claim(self.commits + 1, node="bench")
-        self.commits += 1
-        writer = CheckpointWriter(self.store, claim)
-        writer.commit(self.checkpoint, self.commits, metrics={}, device="cpu", node="bench")
+        """The whole of a commit, to a run of its own: what is in the store already would not be sent."""
+        self.commit_to(f"{RUN}-{number}")
+
+    def commit_to(self, run: str) -> None:
+        """The same to this run."""
+        claim = RunLog(self.store, run).claim(1, node="bench")
+        CheckpointWriter(self.store, claim).commit(self.checkpoint, 1, metrics={}, device="cpu", node="bench")
 
     def restore(self, number: int) -> None:
         """The whole of a restore to a node that has nothing, until its tensors are in memory."""
-        shutil.rmtree(self.cache.folder, ignore_errors=True)
-        self.restore_cached(number)
+        self.restore_with(self.empty, number)
 
     def restore_cached(self, number: int) -> None:
-        """The same where the node has kept the file."""
+        """The same where the node has kept the files."""
+        self.restore_with(self.kept, number)
+
+    def keep(self) -> None:
+        """Commit what is restored, and fill the node's cache."""
+        self.commit_to(RUN)
+        self.restore_cached(-1)
+        self.tidy_local()
+
+    def restore_with(self, cache: CheckpointCache, number: int) -> None:
+        """A restore."""
         into = self.folder / f"restored-{number}"
-        restore(self.store, RUN, None, into, cache=self.cache)
+        restore(self.store, RUN, None, into, cache=cache)
         self.load(into)
 
     def load(self, folder: Path) -> None:
@@ -176,6 +186,7 @@ def folder_rows(bench: Bench) -> list[Row]:
 
     ours, peer, commits = in_turns(bench.rounds, tidy, bench.put, copy, bench.commit)
     bench.store.put("bench/kept", bench.source)
+    bench.keep()
     got, copied, loaded, restored, cached = in_turns(
         bench.rounds, bench.tidy_local, bench.get, back, back_and_load, bench.restore, bench.restore_cached
     )
@@ -214,6 +225,7 @@ def s3_rows(bench: Bench) -> list[Row]:
     up = min(configs, key=lambda config: seconds(lambda: upload(config)))
     down = min(configs, key=lambda config: seconds(lambda: download(config)))
     bench.store.put("bench/kept", bench.source)
+    bench.keep()
     ours, peer, commits = in_turns(bench.rounds, bench.tidy, bench.put, lambda _: upload(up), bench.commit)
 
     for name in FILES:
@@ -271,6 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = Path(name)
             place = uri or (folder / "store").as_uri()
             rows += store_rows(Bench(place, folder, size, rounds))
+        report(rows, arguments.json, {"MiB": size // MIB})
         with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
             rows += stall_rows(uri or Path(name, "store").as_uri(), arguments.quick)
         report(rows, arguments.json, {"MiB": size // MIB})

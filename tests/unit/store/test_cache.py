@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -311,3 +312,27 @@ def test_the_size_of_a_nodes_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert made.folder == tmp_path / "cache" / "checkpoints"
     monkeypatch.setenv("ORCH_CACHE_SIZE", "3GB")
     assert CheckpointCache.of_node(tmp_path).limit == 3 * 10**9
+
+
+def test_large_files_are_brought_side_by_side(
+    store: Counting, cache: CheckpointCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.store.fetch._LARGE", 1)
+    barrier = threading.Barrier(2)
+    real = store.get
+
+    def get(key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        if key.endswith(".safetensors"):
+            barrier.wait(20)  # both are under way
+        return real(key, start=start, end=end)
+
+    store.get = get  # type: ignore[method-assign]
+    moved: list[int] = []
+    restore(store, RUN, None, tmp_path / "a", cache=cache, on_bytes=moved.append)
+    assert read_directory(tmp_path / "a") == contents(10)
+    assert sum(moved) == record_of(store).size
+    [key] = [key for key in store.objects if key.endswith("model.safetensors")]
+    store.objects[key] = store.objects[key][:-1] + b"?"
+    with pytest.raises(DamagedError, match="model"):
+        restore(store, RUN, None, tmp_path / "b")
+    assert not (tmp_path / "b").exists()

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Row, parser, report, row
-from orchestrator.contract import NullContext, parse_step
+from orchestrator.contract import NullContext, parse_step, yield_processor
 from orchestrator.store.checkpoints import CheckpointWriter
 from orchestrator.store.objects import open_store, store_id
 from orchestrator.store.runlog import RunLog
@@ -89,6 +89,7 @@ def commit(folder: Path, uri: str) -> None:
     """The committer's process: takes every checkpoint, and stores those that are to be stored."""
     store = open_store(uri)
     store_id(store, create=True)
+    yield_processor()  # as the agent does
     claim = RunLog(store, f"stall-{time.time_ns()}").claim(1, node="bench")
     writer = CheckpointWriter(store, claim)
     while True:

@@ -24,6 +24,7 @@ means "finished", also after SIGTERM.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -46,12 +47,26 @@ NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a disk that is full: they pass once somebody makes room."""
 _UNWRITTEN_MOST: Final = 64 << 20
 
+BESIDE_TRAINING: Final = 10
+"""Niceness of what goes on beside training: a ninth of the time where somebody else wants the processor."""
+
 DATASET_FILE: Final = "dataset.json"
 """Optional artifact: ``{"name": …, "digest": …, "profile": {…}}`` of the data that the program trains on."""
 STEP_PREFIX: Final = "step-"
 MARK_FILE: Final = "checkpoint.json"
 """Optional file in a checkpoint directory: ``{"step": 2000, "metrics": {"val/loss": 1.9}, "versions":
 {"torch": "2.13"}}``."""
+
+
+def yield_processor() -> None:
+    """Let this thread, and those that it starts from now on, work only where others leave time.
+
+    For what goes on beside training, such as writing and uploading checkpoints.
+    """
+    thread = threading.get_native_id()
+    with contextlib.suppress(OSError):  # a sandbox may forbid it; then it competes
+        now = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, max(now, BESIDE_TRAINING))
 
 
 def step_name(step: int) -> str:

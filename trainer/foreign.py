@@ -16,6 +16,7 @@ _PREFIXES: Final = ("_orig_mod.", "transformer.")
 """What compiling, nanoGPT and Hugging Face put before the names."""
 _NOT_WEIGHTS: Final = (".attn.bias", ".attn.masked_bias", "lm_head.weight")
 """Masks, and the output matrix, which is the token embedding once more."""
+_NUMBERS: Final = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _SIDEWAYS: Final = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 """Matrices that Hugging Face's GPT-2 keeps the other way round, (inputs, outputs)."""
 
@@ -56,9 +57,14 @@ def adapted(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict
         for name, tensor in weights.items()
     )
     return {
-        name: (tensor.T if turn and name.endswith(_SIDEWAYS) else tensor).to(torch.float32)
+        name: _single(tensor.T if turn and name.endswith(_SIDEWAYS) else tensor)
         for name, tensor in weights.items()
     }
+
+
+def _single(tensor: Tensor) -> Tensor:
+    """In fp32; what is no real number, or packed, stays and fits nowhere."""
+    return tensor.to(torch.float32) if tensor.dtype in _NUMBERS else tensor
 
 
 def _name(name: str) -> str:

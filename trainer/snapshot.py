@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from orchestrator.contract import yield_processor
 from trainer.model_fast import LanguageModel
 
 capturing = threading.Lock()
@@ -133,7 +134,7 @@ class Writer:
     """Does one piece of work at a time in a thread of its own."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=yield_processor)
         self._work: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:

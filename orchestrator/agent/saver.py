@@ -24,7 +24,7 @@ from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.transfer import Meter
 from orchestrator.agent.workdir import WorkDir, remove, size_of
 from orchestrator.clock import SYSTEM, Clock
-from orchestrator.contract import MARK_FILE, parse_step
+from orchestrator.contract import MARK_FILE, parse_step, yield_processor
 from orchestrator.errors import FencedError, OrchError, StoreError, StoreFullError, StoreUnavailableError
 from orchestrator.messages import CheckpointNote
 from orchestrator.spec.models import CheckpointPolicy
@@ -153,6 +153,7 @@ class Saver:
             remove(replaced.directory)
 
     def _run(self) -> None:
+        yield_processor()
         while not self._over():
             self._news.clear()
             with self._lock:

@@ -10,7 +10,18 @@ import typer
 from typer.core import TyperGroup
 
 from orchestrator.cli import render
-from orchestrator.cli.common import RUNS, Json, RunRef, complete_run, connect, err, out, print_json, width
+from orchestrator.cli.common import (
+    RUNS,
+    Json,
+    RunRef,
+    complete_run,
+    connect,
+    err,
+    moving,
+    out,
+    print_json,
+    width,
+)
 from orchestrator.cli.lineage import checkpoints_table
 from orchestrator.cli.render import Cell, Column
 
@@ -103,9 +114,8 @@ def verify(place: Place, as_json: Json = False) -> None:
         records, store = _kept(client, place)
     results: list[dict[str, Any]] = []
     for record in records:
-        if not as_json:
-            err.print(f"reading step {record.step}, {render.size(_size(record))} …", style="dim")
-        problems = problems_of(store, record)
+        with moving(f"reading step {record.step}", _size(record)) as moved:
+            problems = problems_of(store, record, moved)
         results.append({"step": record.step, "attempt": record.attempt, "problems": problems})
     if as_json:
         print_json({"checkpoints": results})
@@ -152,7 +162,8 @@ def export(
     step = step_of(store, detail.run.id, word)
     if nanogpt and detail.spec.trainer is None:
         raise ConflictError(f"run {detail.run.id} is not of the built-in trainer: nanoGPT has no such model")
-    restored = restore(store, detail.run.id, step, folder.absolute())
+    with moving("fetching", None) as moved:
+        restored = restore(store, detail.run.id, step, folder.absolute(), on_bytes=moved)
     for record, why in restored.skipped:
         err.print(f"step {record.step} is damaged and was left out: {why}", style="yellow")
     if nanogpt:
@@ -199,7 +210,8 @@ def import_folder(
     with connect() as client:
         store = same_store(client)
     name = name or folder.resolve().name
-    record = import_directory(store, folder, name, step)
+    with moving("sending", None) as moved:
+        record = import_directory(store, folder, name, step, moved)
     if as_json:
         print_json({"name": name, "step": record.step, "size": record.size, "sha256": record.sha256})
     else:

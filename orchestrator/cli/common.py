@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,19 @@ _json_wanted = False
 def width() -> int:
     """Columns that a listing may use."""
     return out.width if out.is_terminal or os.environ.get("COLUMNS") else PIPE_WIDTH
+
+
+@contextmanager
+def moving(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, where that is a terminal, for `total` bytes that move; what it yields is told
+    of each piece.
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 def json_wanted() -> bool:

@@ -295,14 +295,14 @@ def points(
             on_damage(f"run {run_id}: points up to step {record.step} are lost: {error.message}")
 
 
-def verify(store: ObjectStore, record: CheckpointRecord) -> list[str]:
+def verify(store: ObjectStore, record: CheckpointRecord, on_bytes: OnBytes = silent) -> list[str]:
     """Read a checkpoint's files again; what is wrong with them, empty where they are as they were
-    committed.
+    committed. `on_bytes` is told how many bytes have been read since its last call.
     """
     problems: list[str] = []
     for file in record.files:
         try:
-            drained(store, record.key(file), file)
+            drained(store, record.key(file), file, on_bytes)
         except DamagedError as error:
             problems.append(error.message)
     return problems

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.errors import DamagedError, NotFoundError
-from orchestrator.store.cache import CheckpointCache, OnBytes
+from orchestrator.store.cache import CheckpointCache, OnBytes, silent
 from orchestrator.store.posix import pieces
 from orchestrator.store.protocol import CHUNK, ObjectStore
 from orchestrator.store.records import CheckpointRecord, FileEntry, PointsRef
@@ -146,7 +146,9 @@ def checked(
         raise DamagedError(f"{name} does not match its SHA-256")
 
 
-def drained(store: ObjectStore, key: str, expected: FileEntry | PointsRef) -> None:
+def drained(
+    store: ObjectStore, key: str, expected: FileEntry | PointsRef, on_bytes: OnBytes = silent
+) -> None:
     """Read an object whole; DamagedError where it is not as expected."""
-    for _ in checked(store, key, expected):
-        pass
+    for chunk in checked(store, key, expected):
+        on_bytes(len(chunk))

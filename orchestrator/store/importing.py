@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from orchestrator.contract import MARK_FILE
 from orchestrator.errors import ConflictError, NotFoundError, StoreError
+from orchestrator.store.cache import OnBytes, silent
 from orchestrator.store.checkpoints import CheckpointRecord, CheckpointWriter
 from orchestrator.store.protocol import ObjectStore
 from orchestrator.store.records import check_run_id, import_id
@@ -23,7 +24,9 @@ _UNSAFE: Final = frozenset({".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", "
 _MARK_LIMIT: Final = 1 << 20
 
 
-def import_directory(store: ObjectStore, folder: Path, name: str, step: int | None) -> CheckpointRecord:
+def import_directory(
+    store: ObjectStore, folder: Path, name: str, step: int | None, on_bytes: OnBytes = silent
+) -> CheckpointRecord:
     """Store a folder of safetensors files (and what stands beside them) under a name.
 
     `step` is needed only where the folder has no mark that says it; else it is 0.
@@ -42,7 +45,7 @@ def import_directory(store: ObjectStore, folder: Path, name: str, step: int | No
         )
     writer = CheckpointWriter(store, log.claim(history.owner + 1, node=platform.node()))
     at = step if step is not None else _step(folder)
-    return writer.commit(folder, at, metrics={}, device="", node=platform.node())
+    return writer.commit(folder, at, metrics={}, device="", node=platform.node(), on_bytes=on_bytes)
 
 
 def _check(folder: Path) -> None:

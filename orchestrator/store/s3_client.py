@@ -101,6 +101,17 @@ def retried(work: Callable[[], T], tries: Tries | None = None) -> T:
         time.sleep(random.uniform(0.0, longest))
 
 
+def answers(client: Any, bucket: str) -> bool:
+    """Whether the server can be read from now."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        client.list_objects_v2(Bucket=bucket, MaxKeys=1)
+    except (BotoCoreError, ClientError):
+        return False
+    return True
+
+
 def connect(place: Place) -> Any:
     """boto3's client; it can be used from several threads."""
     import boto3

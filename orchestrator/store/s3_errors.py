@@ -6,8 +6,9 @@ from typing import Any, Final
 
 from orchestrator.errors import StoreError, StoreFullError, StoreUnavailableError
 
-_FULL: Final = frozenset(
-    {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "EntityTooLarge", "StorageFull"}
+_FULL: Final = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "StorageFull"})
+_WRITES: Final = frozenset(
+    {"put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload"}
 )
 _KEYS: Final = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId", "AuthorizationHeaderMalformed"}
@@ -63,9 +64,18 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__name__ in _BROKEN
 
 
-def translate(error: Exception, uri: str, bucket: str, endpoint: str, action: str) -> StoreError:
+def is_refusal(error: Exception, operation: str) -> bool:
+    """Whether the server is there and does not store: so SeaweedFS answers where its disk is full, though it
+    may have another reason.
+    """
+    return operation in _WRITES and status_of(error) == 500
+
+
+def translate(
+    error: Exception, uri: str, bucket: str, endpoint: str, action: str, *, refused: bool = False
+) -> StoreError:
     """The error of ours for one of botocore's, whose own messages are not repeated: they can quote what was
-    signed.
+    signed. `refused`: the same request has failed again and again while others succeed.
     """
     code, name = code_of(error), type(error).__name__
     what = f"{uri}: cannot {action}"
@@ -78,6 +88,16 @@ def translate(error: Exception, uri: str, bucket: str, endpoint: str, action: st
         return StoreFullError(
             f"{what}: the server has no space left ({code})",
             remedy="Free space there, raise the quota, or let runs keep fewer checkpoints.",
+        )
+    if refused:
+        return StoreFullError(
+            f"{what}: {endpoint} answers, but refuses again and again to store it ({code}); "
+            "probably it has no space left",
+            remedy="Look into the server's log; free space there, or let runs keep fewer checkpoints.",
+        )
+    if code == "EntityTooLarge":
+        return StoreError(
+            f"{what}: it is larger than the server takes ({code})", remedy="Look for the server's limit."
         )
     if code in _SKEWED:
         return StoreUnavailableError(

@@ -8,8 +8,8 @@ import uuid
 from typing import Any, Final
 
 from orchestrator.errors import StoreError
-from orchestrator.store.s3_client import Place, Tries, connect, retried, sending
-from orchestrator.store.s3_errors import code_of, status_of, translate
+from orchestrator.store.s3_client import Place, Tries, answers, connect, retried, sending
+from orchestrator.store.s3_errors import code_of, is_refusal, status_of, translate
 from orchestrator.store.throttle import Pace
 
 WRITER: Final = "writer"
@@ -42,7 +42,7 @@ class Requests:
         try:
             return self.asked(operation, asked or Tries(), **arguments)
         except Exception as error:
-            raise self.translated(error, action) from error
+            raise self.translated(error, action, operation) from error
 
     def asked(
         self, operation: str, tries: Tries, *, data: bytes | None = None, **arguments: Any
@@ -70,7 +70,7 @@ class Requests:
                 return True  # an earlier try was carried out, only its answer was lost
             if exists:
                 return False
-            raise self.translated(error, f"store {name}") from error
+            raise self.translated(error, f"store {name}", operation) from error
         return True
 
     def _writer_of(self, name: str) -> str | None:
@@ -121,10 +121,11 @@ class Requests:
         with contextlib.suppress(StoreError):
             self.abort(name, upload)
 
-    def translated(self, error: Exception, action: str) -> StoreError:
-        """The error of ours."""
-        endpoint = self.place.endpoint or "Amazon S3"
-        return translate(error, self.place.uri, self.place.bucket, endpoint, action)
+    def translated(self, error: Exception, action: str, operation: str = "") -> StoreError:
+        """The error of ours. Where a write was refused, another request shows whether the server is there."""
+        endpoint, bucket = self.place.endpoint or "Amazon S3", self.place.bucket
+        refused = is_refusal(error, operation) and answers(self.client(), bucket)
+        return translate(error, self.place.uri, bucket, endpoint, action, refused=refused)
 
 
 def new_writer() -> dict[str, str]:

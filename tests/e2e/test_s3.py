@@ -73,6 +73,45 @@ def test_a_checkpoint_is_taken_elsewhere(moved: Moved, tmp_path: Path) -> None:
     assert "exists already" in said
 
 
+def test_its_lineage_and_its_tags(moved: Moved) -> None:
+    listed = moved.stack.json("checkpoints", run_id(moved))
+    begun = next(entry for entry in listed if entry["attempt"] == 2)
+    handed_over = next(entry["step"] for entry in reversed(listed) if entry["attempt"] == 1)
+    assert begun["parent"] == {"run": run_id(moved), "step": handed_over}
+    assert set(begun["versions"]) == {"orch", "python", "torch"}
+    assert f"from step {handed_over}" in moved.stack.orch("checkpoints", run_id(moved))
+    moved.stack.orch("checkpoints", "tag", f"{run_id(moved)}@{STEPS}", "final")
+    verified = moved.stack.json("checkpoints", "verify", f"{run_id(moved)}@final")
+    assert verified == {"checkpoints": [{"step": STEPS, "attempt": 2, "problems": []}]}
+    moved.stack.orch("checkpoints", "untag", run_id(moved), "final")
+    assert "'final'" in moved.stack.orch("checkpoints", "verify", f"{run_id(moved)}@final", code=3)
+
+
+def test_garbage_is_found_and_removed(moved: Moved) -> None:
+    client = moved.server.client()
+    left = f"checkpoints/runs/{run_id(moved)}/data/1/7-left/model.safetensors"
+    client.put_object(Bucket=BUCKET, Key=left, Body=bytes(1000))
+    (would,) = moved.stack.json("gc", "--dry-run")
+    assert (would["run"], would["objects"], would["size"]) == (run_id(moved), 1, 1000)
+    assert moved.stack.json("gc") == [would]
+    assert moved.stack.json("gc") == []
+    assert left not in [e["Key"] for e in client.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
+    assert "intact" in moved.stack.orch("checkpoints", "verify", run_id(moved))
+
+
+def test_a_run_begins_from_weights_that_were_brought_in(moved: Moved, text: Path, tmp_path: Path) -> None:
+    moved.stack.orch("checkpoints", "export", run_id(moved), str(tmp_path / "plain"))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "plain/model.safetensors").rename(tmp_path / "weights/model.safetensors")
+    moved.stack.orch("checkpoints", "import", str(tmp_path / "weights"), "--name", "base")
+    said = moved.stack.orch("checkpoints", "import", str(tmp_path / "weights"), "--name", "base", code=4)
+    assert "imported as base already" in said
+    run = moved.stack.submit({**tiny_gpt("fork", text, 20), "resume_from": "import:base"})
+    moved.stack.wait_state(run, "succeeded", timeout=120)
+    assert "begins from the weights in" in moved.stack.orch("logs", run)
+    assert moved.stack.json("checkpoints", run)[0]["parent"] == {"run": "import.base", "step": 0}
+
+
 def test_damage_is_found_and_the_one_before_is_used(moved: Moved, tmp_path: Path) -> None:
     assert "intact" in moved.stack.orch("checkpoints", "verify", run_id(moved))
     client = moved.server.client()

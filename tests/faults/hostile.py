@@ -70,6 +70,8 @@ def safetensors() -> dict[str, bytes]:
         "deep metadata": (b'{"__metadata__":' + b'{"a":' * 99_999 + b"1" + b"}" * 99_999 + b"}", b""),
         "unknown type": ({"a": _tensor(dtype="F33")}, body),
         "exotic type": ({"a": _tensor(dtype="F8_E8M0", shape=(8,))}, body),
+        "half a byte each": ({"wte.weight": _tensor(dtype="F4", shape=(16,))}, body),
+        "complex": ({"wte.weight": _tensor(dtype="C64", shape=(1,))}, body),
         "packed type": ({"a": _tensor(dtype="F6_E2M3", shape=(4,), offsets=(0, 3))}, bytes(3)),
         "not UTF-8": (b'{"\xff\xfe":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', body),
         "half a surrogate": (b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', body),

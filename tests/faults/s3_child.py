@@ -22,7 +22,7 @@ from typing import Any
 
 from botocore.httpsession import URLLib3Session
 
-from orchestrator.store import s3_store
+from orchestrator.store import s3_store, s3_upload
 from orchestrator.store.checkpoints import CheckpointWriter
 from orchestrator.store.objects import store_id
 from orchestrator.store.runlog import RunLog
@@ -129,7 +129,7 @@ def child(store: S3Store, source: Path, scenario: str, killer: Killer) -> dict[s
 
 def main(uri: str, source: Path, scenario: str) -> int:
     """Go through all moments; 0 where the last child came through and all others were killed."""
-    s3_store.PART = PART  # type: ignore[misc]
+    s3_store.PART = s3_upload.PART = PART  # type: ignore[misc]
     client = connect(S3Store(uri).place)  # it has no connection yet, so that each child can have it
     number = itertools.count()
     for at in range(1, MOST):
@@ -139,7 +139,7 @@ def main(uri: str, source: Path, scenario: str) -> int:
                 continue
             place = uri.replace("PREFIX", f"{scenario}-{next(number)}")
             store = S3Store(place)
-            store._client = client
+            store._requests._client = client
             ended = child(store, source, scenario, Killer(at, moment))
             print(json.dumps({"uri": place, "at": at, "moment": moment, **ended}), flush=True)
             if ended["code"] != -signal.SIGKILL:

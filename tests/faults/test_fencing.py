@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from orchestrator.errors import FencedError
 from orchestrator.store.checkpoints import CheckpointWriter, checkpoints, restore
 from orchestrator.store.objects import ObjectStore, open_store, read_bytes
@@ -38,7 +40,7 @@ def together(work: Callable[[int, Any, Any], None]) -> list[Any]:
     for child in children:
         child.start()
     try:
-        wait_until(lambda: _collect(queue, told, children), 120, lambda: f"{len(told)} answers")
+        wait_until(lambda: _collect(queue, told, children), 500, lambda: f"{len(told)} answers")
     finally:
         for child in children:
             child.kill()
@@ -54,12 +56,13 @@ def _collect(queue: Any, told: list[Any], children: list[Any]) -> bool:
     return over
 
 
+@pytest.mark.timeout(600)
 def test_one_winner_per_slot(place: str) -> None:
     def race(number: int, barrier: Any, tell: Any) -> None:
         log = RunLog(open_store(place), RUN)
         for slot in range(1, ROUNDS + 1):
             record = Fence(run=RUN, slot=slot, id=_id(number, slot), attempt=number + 1, at=AT)
-            barrier.wait(60)
+            barrier.wait(120)
             if log.create(record):
                 tell((slot, number))
 

@@ -30,6 +30,7 @@ from tests.unit.store.memory_store import MemoryStore
 from tests.unit.trainer.support import assert_same_bits, start, tiny, weights, write_text
 from trainer import checkpoint
 from trainer.errors import TrainerError
+from trainer.foreign import begin_from
 from trainer.sample import load_model
 from trainer.train import Training
 
@@ -110,6 +111,18 @@ def test_pickles_under_other_names(training: Training, directory: Path, trace: P
     assert not trace.exists()
 
 
+def test_weights_from_elsewhere(training: Training, tmp_path: Path, trace: Path) -> None:
+    """A directory of somebody else's, from which a run may begin."""
+    before = weights(training)
+    for kind, data in {**safetensors(), **pickles(trace)}.items():
+        (tmp_path / "model.safetensors").write_bytes(data)
+        with pytest.raises(TrainerError) as caught:
+            begin_from(tmp_path, training.model, lambda line: None)
+        assert 20 < len(str(caught.value)) < 1000, kind
+    assert_same_bits(weights(training), before)
+    assert not trace.exists()
+
+
 def test_these_pickles_are_dangerous(trace: Path, tmp_path: Path) -> None:
     for data in pickles(trace).values():
         (tmp_path / "file").write_bytes(data)
@@ -167,7 +180,7 @@ def test_marks_that_the_agent_reads(tmp_path: Path, kind: str) -> None:
     (tmp_path / MARK_FILE).write_bytes(json_texts()[kind])
     said: list[str] = []
     saver = SimpleNamespace(_reporter=SimpleNamespace(event=said.append))
-    assert Saver._mark(saver, Finished(1, tmp_path, 0.0)) == {}  # type: ignore[arg-type]
+    assert Saver._mark(saver, Finished(1, tmp_path, 0.0)) == ({}, {})  # type: ignore[arg-type]
     assert opening._step(tmp_path) is None
     assert all(MARK_FILE in line and len(line) < 500 for line in said)
 

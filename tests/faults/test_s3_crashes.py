@@ -64,7 +64,7 @@ def killed_everywhere(server: S3Server, source: Path, scenario: str) -> Iterator
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     for line in lines:
         store = S3Store(line["uri"])
-        store._client = client  # a new one takes longer than all that it is asked
+        store._requests._client = client  # a new one takes longer than all that it is asked
         yield Left(store, line["at"], line["moment"], line["request"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.contract import EXIT_SAVED
+from orchestrator.contract import BESIDE_TRAINING, EXIT_SAVED
 from tests.unit.trainer.support import SteeredContext, assert_same_bits, start, tiny, weights, write_text
 from trainer import checkpoint
 from trainer.errors import TrainerError
@@ -237,3 +238,17 @@ def test_any_layout_in_memory_is_copied(text: Path, layout: str) -> None:
     snapshot.put_back()
     assert_same_bits({name: p.detach() for name, p in model.named_parameters()}, before)
     assert all((moment == 2.0).all() for moment in moments.values())
+
+
+def test_what_is_written_leaves_the_processor_to_training() -> None:
+    found: list[int] = []
+    writer = Writer()
+
+    def look() -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    writer.start(look)
+    writer.wait()
+    assert writer.close() is None
+    here = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert found == [max(here, BESIDE_TRAINING)]

@@ -26,6 +26,15 @@ _AT_FIRST: Final = 8
 """So many of the first parts: what is under way when the server goes is lost, at most a quarter of them."""
 REMEMBERED: Final = 8
 """Interrupted uploads that a store remembers; each takes about 300 bytes of memory a part."""
+_SMALL_PARTS: Final = 5000
+"""So many parts of a large object have :data:`PART` bytes, 40 GiB in all."""
+_LARGE_PART: Final = 8 * PART
+"""Bytes of the later ones: S3 takes 10,000 parts of an object, which allows 350 GiB in all."""
+
+
+def part_size(number: int) -> int:
+    """Bytes of a part; the first has the number 1."""
+    return PART if number <= _SMALL_PARTS else _LARGE_PART
 
 
 @dataclass(frozen=True)
@@ -199,7 +208,8 @@ def _in_order(
             under_way.append(pool.submit(send, number, body))
             while len(under_way) >= (most if number > _AT_FIRST else min(most, _UPLOADS_AT_FIRST)):
                 done.append(under_way.popleft().result())
-            body, number = read_exactly(reader, PART), number + 1
+            number += 1
+            body = read_exactly(reader, part_size(number))
         done.extend(future.result() for future in under_way)
     finally:
         for future in under_way:

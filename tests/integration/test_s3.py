@@ -154,6 +154,17 @@ def test_more_than_one_page_is_listed_in_order(store: ObjectStore) -> None:
     assert [info.key for info in store.list("")] == keys
 
 
+def test_later_parts_of_a_huge_object_are_larger(
+    store: ObjectStore, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.store.s3_upload._SMALL_PARTS", 2)
+    data = os.urandom(1 << 20) * 90
+    store.put("huge", data)
+    assert b"".join(store.get("huge")) == data
+    head = server.client().head_object(Bucket=BUCKET, Key=f"{store_prefix(store)}huge")
+    assert head["ETag"].strip('"').endswith("-4")  # 8, 8, 64 and 10 MiB
+
+
 def test_unfinished_uploads_of_yesterday_are_removed(
     store: ObjectStore, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

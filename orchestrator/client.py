@@ -11,10 +11,8 @@ Every method raises a class of :mod:`orchestrator.errors`, never an exception of
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -23,7 +21,8 @@ import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from orchestrator.clock import SYSTEM, Clock
-from orchestrator.errors import OrchError, Problem, SpecError, UnauthorizedError, UnavailableError, from_kind
+from orchestrator.endpoint import endpoint
+from orchestrator.errors import OrchError, Problem, SpecError, UnavailableError, from_kind
 from orchestrator.messages import (
     CheckpointView,
     GarbageRequest,
@@ -41,7 +40,6 @@ from orchestrator.messages import (
     TagRequest,
 )
 from orchestrator.messages import Problem as ProblemBody
-from orchestrator.settings import Home, home
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -80,47 +78,6 @@ class LogPlace:
     attempt: int = 0
     """0: before the first attempt."""
     offset: int = 0
-
-
-def endpoint(where: Home | None = None, environ: Mapping[str, str] | None = None) -> tuple[str, str | None]:
-    """Address and token of the controller, from the environment or the state folder.
-
-    Raises UnavailableError where no controller is known, UnauthorizedError where the token cannot be read.
-    """
-    env = os.environ if environ is None else environ
-    folder = where or home(dict(env))
-    return env.get("ORCH_URL") or _known_url(folder.client_file), token_from(env, folder.token_file)
-
-
-def _known_url(file: Path) -> str:
-    try:
-        return str(json.loads(file.read_text())["url"])
-    except FileNotFoundError:
-        raise UnavailableError(
-            "no controller is known on this machine",
-            remedy="start one with `orch up`, or set ORCH_URL to the address of another machine's controller",
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UnavailableError(f"{file} cannot be read: {e}", remedy="write it again with `orch up`") from e
-
-
-def token_from(env: Mapping[str, str], default: Path | None = None) -> str | None:
-    """The token of ORCH_TOKEN, else of the file ORCH_TOKEN_FILE, else of `default`; None where there is none.
-
-    UnauthorizedError where a file cannot be read.
-    """
-    if env.get("ORCH_TOKEN"):
-        return env["ORCH_TOKEN"].strip()
-    named = env.get("ORCH_TOKEN_FILE")
-    file = Path(named) if named else default
-    if file is None or (not named and not file.exists()):
-        return None
-    try:
-        return file.read_text().strip() or None
-    except OSError as e:
-        raise UnauthorizedError(
-            f"the token cannot be read: {e}", remedy="check ORCH_TOKEN_FILE and the file's owner and mode"
-        ) from e
 
 
 class Client:

@@ -106,8 +106,9 @@ def _has_gpu() -> bool:
 @contextmanager
 def _stack(home: Home, gpu: bool, keep: bool) -> Iterator[Client]:
     """A cluster of two nodes; it is taken down at the end, also where it did not come up."""
-    from orchestrator.client import Client, endpoint
+    from orchestrator.client import Client
     from orchestrator.cluster.stack import NodeRequest, down, status, up
+    from orchestrator.endpoint import endpoint
     from orchestrator.errors import ConflictError
 
     if status(home).running:

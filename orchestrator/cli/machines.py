@@ -76,7 +76,7 @@ def join(
 
 
 def _token() -> str:
-    from orchestrator.client import token_from
+    from orchestrator.endpoint import token_from
     from orchestrator.errors import UnauthorizedError
 
     token = token_from(os.environ)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.client import Away, Client, LogPlace, endpoint
+from orchestrator.client import Away, Client, LogPlace
 from orchestrator.domain.states import RunState
+from orchestrator.endpoint import endpoint
 from orchestrator.errors import (
     ConflictError,
     NotFoundError,

@@ -211,7 +211,7 @@ def test_a_demo_takes_its_cluster_down_whatever_happens(
         raise trouble
 
     monkeypatch.setattr(demo, "_perform", fail)
-    monkeypatch.setattr("orchestrator.client.endpoint", lambda *_: ("http://127.0.0.1:9", None))
+    monkeypatch.setattr("orchestrator.endpoint.endpoint", lambda *_: ("http://127.0.0.1:9", None))
     result = orch("demo", "--spec", str(demo_spec), "--keep")
     assert result.code == {SetupError: 7, KeyboardInterrupt: 130, ZeroDivisionError: 1}[type(trouble)]
     assert [name for name, _ in calls] == ["up"]

@@ -37,6 +37,7 @@ from orchestrator.clock import SYSTEM, Clock
 from orchestrator.domain.states import Phase, Reason
 from orchestrator.errors import StoreFullError
 from orchestrator.messages import Beat, Outcome
+from orchestrator.store.cache import NO_CACHE
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +81,14 @@ class Attempt:
         self._stop_at_end: Stop | None = None
         """What the program was asked to end for when it ended; what comes later is not why it ended."""
         self._disk_full_at_end = False
+        self._cache = NO_CACHE
         self._first_point_seen = False
         self._oom_kills = oom_kills()
         self._reporter = self._make_reporter()
         self._artifacts = Artifacts(
             self._link(), f"{self._path}/artifacts", folder.artifacts, self._reporter.event
         )
-        self._disk = DiskWatch(folder.root, self._reporter.event, clock)
+        self._disk = DiskWatch(folder.root, lambda: self._cache.trim(), self._reporter.event, clock)
         self._triggers = self._make_triggers()
         self._program = Program(self._notify)
 
@@ -204,7 +206,7 @@ class Attempt:
         saver.start()
         fence.start()
         self._artifacts.start()
-        self._saver, self._fence = saver, fence
+        self._saver, self._fence, self._cache = saver, fence, opened.cache
 
     def _follow(self) -> None:
         """Until neither the program nor anything that it started runs."""

@@ -16,10 +16,13 @@ _EVERY_S: Final = 2.0
 
 
 class DiskWatch:
-    """Tells when the disk has become full, and when it has room again."""
+    """Makes room where the disk is full; tells where that did not help, and when there is room again."""
 
-    def __init__(self, folder: Path, tell: Callable[[str], None], clock: Clock) -> None:
+    def __init__(
+        self, folder: Path, make_room: Callable[[], None], tell: Callable[[str], None], clock: Clock
+    ) -> None:
         self.full = False
+        self._make_room = make_room
         self._folder = folder
         self._tell = tell
         self._clock = clock
@@ -38,5 +41,10 @@ class DiskWatch:
         return self.full
 
     def _is_full(self) -> bool:
+        if self._free() < FULL:
+            self._make_room()
+        return self._free() < FULL
+
+    def _free(self) -> int:
         found = os.statvfs(self._folder)
-        return found.f_bavail * found.f_frsize < FULL
+        return found.f_bavail * found.f_frsize

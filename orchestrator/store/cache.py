@@ -31,6 +31,10 @@ _LOG = logging.getLogger(__name__)
 _MOST: Final = 10_000_000_000
 _SHARE: Final = 10
 """One part in so many of the disk."""
+_SPARE: Final = 20
+"""One part in so many of the disk is left to others,"""
+_SPARE_MOST: Final = 5_000_000_000
+"""but not more bytes than that."""
 _PARTIAL: Final = ".part"
 _NO_LINK: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -162,7 +166,21 @@ class CheckpointCache:
     # ------------------------------------------------------------------ its size
 
     def trim(self) -> None:
-        """Remove what was used longest ago until the limit is kept."""
+        """Remove what was used longest ago until the limit is kept and the disk has room for others."""
+        self._trim_to_limit()
+        if short := self._short():
+            self.free(short)
+
+    def _short(self) -> int:
+        """Bytes that the disk lacks of what is left to others."""
+        try:
+            disk = os.statvfs(self.folder)
+        except OSError:
+            return 0
+        spare = min(_SPARE_MOST, disk.f_blocks * disk.f_frsize // _SPARE)
+        return max(0, spare - disk.f_bavail * disk.f_frsize)
+
+    def _trim_to_limit(self) -> None:
         kept = self._kept()
         excess = sum(one.size for one in kept) - self.limit
         for one in kept:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 
 import pytest
@@ -336,3 +337,20 @@ def test_large_files_are_brought_side_by_side(
     with pytest.raises(DamagedError, match="model"):
         restore(store, RUN, None, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_room_is_left_to_others(
+    cache: CheckpointCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk of 100,000 bytes shall have 5,000 free, and has 4,000."""
+    cache.folder.mkdir(parents=True)
+    for number in range(4):
+        (cache.folder / f"{number}").write_bytes(bytes(600))
+        os.utime(cache.folder / f"{number}", (number, number))
+    disk = SimpleNamespace(f_blocks=100, f_frsize=1000, f_bavail=5)
+    monkeypatch.setattr(os, "statvfs", lambda path: disk)
+    cache.trim()
+    assert len(os.listdir(cache.folder)) == 4
+    disk.f_bavail = 4
+    cache.trim()
+    assert sorted(os.listdir(cache.folder)) == ["2", "3"]

@@ -35,6 +35,12 @@ _CACHED_TOKENS = 2048
 """Tokens that a CPU thread works on at once: their activations stay in its cache."""
 _WARM_UP_STEPS = 3
 """Libraries set themselves up in the first steps, which must not be recorded."""
+_KERNELS_ON = {(9, 0)}
+"""Compute capabilities of the GPUs for which our kernels' blocks were chosen."""
+_KERNELS_FROM = 1 << 20
+"""Smallest residual stream, in numbers, that is not faster without them."""
+_HEADS = (16, 32, 64, 128)
+"""Channels of a head that they know."""
 _SLOTS = 64
 """Steps whose inputs may be on their way to a GPU."""
 
@@ -66,17 +72,24 @@ def order_for(
         dtype=str(hardware.dtype).removeprefix("torch."),
         part=Part(sequences // pieces, count * pieces, ranks.world, adds=pieces > 1),
         rows=count if ranks.world == 1 else 1,
-        kernels=config.gpu_kernels and _has_kernels(hardware),
+        kernels=_takes_kernels(config, hardware, sequences // pieces),
         threads=hardware.threads,
         machine=machine(hardware.device, hardware.name()),
         versions=versions(),
     )
 
 
-def _has_kernels(hardware: Hardware) -> bool:
-    """Whether our own kernels can be used: they are for bf16, and come with CUDA builds of PyTorch."""
-    on_gpu = hardware.device.type == "cuda" and hardware.dtype == torch.bfloat16
-    return on_gpu and importlib.util.find_spec("triton") is not None
+def _takes_kernels(config: TrainerConfig, hardware: Hardware, sequences: int) -> bool:
+    """Whether to use our own kernels: they are for bf16, and come with CUDA builds of PyTorch."""
+    if not config.gpu_kernels or hardware.device.type != "cuda" or hardware.dtype != torch.bfloat16:
+        return False
+    if importlib.util.find_spec("triton") is None:
+        return False
+    if config.gpu_kernels == "auto":
+        fits = config.n_embd % 16 == 0 and config.n_embd // config.n_head in _HEADS
+        large = sequences * config.block_size * config.n_embd >= _KERNELS_FROM
+        return fits and large and torch.cuda.get_device_capability(hardware.device) in _KERNELS_ON
+    return True
 
 
 class CompiledEngine:

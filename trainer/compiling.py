@@ -22,6 +22,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,8 @@ _SETTINGS = (
     "grad_clip",
 )
 """Settings that are part of a program. It is made from a configuration that has only these."""
+_OPERATORS = tuple(f"{of}_{way}" for of in ("attention", "mlp", "norm") for way in ("forward", "backward"))
+"""Of trainer.kernels."""
 _SOURCES = ("dropout", "flat", "library", "model", "model_fast", "muon", "ops", "programs", "compiling")
 
 
@@ -188,6 +191,8 @@ class Compiler:
         self.close()
         if code:
             self._errors.seek(0)
+            if code < 0:
+                raise LibraryError(f"compiling it, or trying it out, was ended by {_signal_name(-code)}")
             lines = self._errors.read().decode(errors="replace").strip().splitlines() or [f"exit code {code}"]
             raise LibraryError(next((line for line in reversed(lines) if _is_reason(line)), lines[-1]))
         return True
@@ -207,6 +212,13 @@ class Compiler:
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process.wait()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def _is_reason(line: str) -> bool:
@@ -292,6 +304,7 @@ def _into_libraries(order: Order, folder: Path) -> None:
     ):
         torch.set_num_threads(threads)
         build(graph_of(program, arguments, "fake"), arguments, folder / name, threads)
+        Library(folder / name)(*arguments)  # should it crash, then here
     shutil.rmtree(folder / "inductor")
 
 
@@ -301,6 +314,8 @@ def _in_process(order: Order, folder: Path) -> Programs:
     from torch._inductor import standalone_compile
 
     sources = _Sources.of(order)
+    if order.kernels:
+        _call_as_they_are(_OPERATORS)
 
     def compiled(program: Program, arguments: tuple[Tensor, ...]) -> Callable[..., object]:
         graph = graph_of(program, arguments, "real")
@@ -315,6 +330,15 @@ def _in_process(order: Order, folder: Path) -> Programs:
         )
     except RuntimeError as e:
         raise LibraryError(str(e).strip().partition("\n")[0]) from e
+
+
+def _call_as_they_are(operators: tuple[str, ...]) -> None:
+    """Tell the compiler to call our operators. It would find that out by itself, but only after it has written
+    a description of all that went into an operator's inputs, which takes minutes at six layers."""
+    from torch._inductor.lowering import make_fallback
+
+    for name in operators:
+        make_fallback(getattr(torch.ops.orch, name).default, warn=False)
 
 
 def _try_out(order: Order, programs: Programs) -> None:

@@ -132,8 +132,9 @@ class TrainerConfig(BaseModel):
     the same way; `false` never compiles. Compiling needs a C++ compiler."""
     cuda_graph: bool = True
     """On a GPU, launch each step as one CUDA graph: the same results, sooner."""
-    gpu_kernels: bool = False
-    """In a compiled step on a GPU, in bfloat16: attention, norms and MLP by Triton kernels of our own."""
+    gpu_kernels: Literal["auto"] | bool = "auto"
+    """In a compiled step on a GPU, in bfloat16: attention, norms and MLP by Triton kernels of our own. `auto`
+    takes them on the GPUs and from the sizes on for which they were measured to be faster."""
 
     # Guards
     nonfinite: Literal["stop", "rewind"] = "stop"

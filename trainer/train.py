@@ -26,6 +26,7 @@ from trainer.evaluate import Evaluator
 from trainer.foreign import begin_from
 from trainer.model_fast import build_model
 from trainer.optimizer import learning_rate
+from trainer.points import Points
 from trainer.programs import NEVER
 from trainer.progress import Meter, introduction, say, step_line
 from trainer.ranks import Accord, join
@@ -109,6 +110,8 @@ class Training:
             parts=config.micro_batches,
         )
         self.meter = Meter(config, self.hardware, self.model.parameter_count(positions=False), world=world)
+        at_once = self.hardware.device.type == "cpu" or world > 1  # ranks must find the same at the same step
+        self.points = Points(0.0) if at_once else Points()
         self.snapshot = Snapshot(self.model, self.optimizer.state(), self.batches.probe())
         self.writer = Writer()
         self.accord = Accord(self.ranks)
@@ -167,17 +170,28 @@ class Training:
         self.meter.count()
         loss, norm = self.engine.update(k)
         self.step = k + 1
-        if k % self.config.log_interval == 0:
-            self._log_step(k, loss.item(), norm.item())
+        if k % self.config.log_interval == 0 and self.points.add(k, loss, norm):
+            self._log_points()
 
-    def _log_step(self, step: int, loss: float, norm: float) -> None:
-        if not self._sound(guards.non_finite(loss, norm)):
-            return
-        self.train_loss = loss
-        lr = learning_rate(self.config, step)
-        speed = self.meter.lap()
-        self._log(step, {"train/loss": loss, "lr": lr, "grad_norm": norm, **speed})
-        self._say(step_line(step, loss, lr, speed))
+    def _log_points(self) -> bool:
+        """Log the points that are held. Whether the loss and gradient of each update so far were finite.
+
+        If not, the run has gone back; TrainerError where it cannot. Waits for the device.
+        """
+        points = self.points.take()
+        bad = int(self.engine.first_bad.item())
+        sound = [point for point in points if point.step < bad]
+        speed = self.meter.lap() if sound else {}
+        for step, loss, norm in sound:
+            self.train_loss = loss
+            lr = learning_rate(self.config, step)
+            self._log(step, {"train/loss": loss, "lr": lr, "grad_norm": norm, **speed})
+            self._say(step_line(step, loss, lr, speed))
+        if bad >= self.step:
+            return True
+        values = next(((loss, norm) for step, loss, norm in points if step == bad), None)
+        self._diverged(bad, (guards.non_finite(*values) if values else None) or guards.NOT_FINITE)
+        return False
 
     def _evaluation_due(self) -> bool:
         if self.evaluation is not None and self.evaluation.step == self.step:
@@ -186,7 +200,7 @@ class Training:
 
     def evaluate(self) -> None:
         """Estimate both losses at this step; gives up without a trace when asked to stop meanwhile."""
-        if not self._sound():
+        if not self._log_points():
             return
         with self.meter.paused():
             found = self.evaluator.estimate(self.step)
@@ -220,7 +234,7 @@ class Training:
 
         Waits for the checkpoint before, if that is still being written. :attr:`writer` tells when it is done.
         """
-        if self.config.nonfinite == "rewind" and not self._sound():
+        if self.config.nonfinite == "rewind" and not self._log_points():
             return  # otherwise the writer looks, so that training does not wait for the device
         self._settle(self.writer.wait)
         state = self._state()
@@ -309,21 +323,6 @@ class Training:
                 "them the same configuration, text and checkpoint"
             )
 
-    def _sound(self, problem: str | None = None) -> bool:
-        """Whether the loss and gradient of each update so far were finite. Waits for the device.
-
-        If not, the run has gone back. `problem` is what is known about the newest update.
-
-        Raises:
-            TrainerError: it cannot go back.
-        """
-        bad = int(self.engine.first_bad.item())
-        if bad >= self.step:
-            return True
-        newest = problem is not None and bad == self.step - 1
-        self._diverged(bad, problem if newest and problem else guards.NOT_FINITE)
-        return False
-
     def _diverged(self, bad: int, what: str) -> None:
         """Go back to the last checkpoint and leave out the batches up to that of the update at step `bad`."""
         kept, rewinds = self._kept, len(self.batches.skipped)
@@ -352,6 +351,7 @@ class Training:
         return guards.enough(self.config.stop_when, val_loss, self.since_best)
 
     def _stop(self) -> int:
+        self._log_points()
         self._save_last()
         self._say(f"stopped at step {self.step} of {self.config.max_steps}; resume to go on")
         return EXIT_SAVED

@@ -146,6 +146,22 @@ def test_without_a_compiler_it_says_so(text: Path, tmp_path: Path, monkeypatch: 
         start(tiny(text, compile=True, batch_size=2, **MODES[1]), tmp_path)
 
 
+def test_a_compiled_step_that_crashes_is_told_and_training_goes_on(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is tried out by the process that compiles it, which is ended by SIGSEGV."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    python.chmod(0o755)
+    training = begins_uncompiled(text, tmp_path, monkeypatch, lambda look: look > 0)
+    monkeypatch.setattr("trainer.compiling.sys.executable", str(python))
+    update_until(training, lambda: engine(training)._settled)
+    training.close()
+    assert "training goes on uncompiled: compiling it, or trying it out, was ended by SIGSEGV" in (
+        capsys.readouterr().out
+    )
+
+
 def test_a_compiler_ends_with_its_parent(text: Path, tmp_path: Path) -> None:
     training, _ = start(tiny(text, compile="auto", batch_size=6), tmp_path)
     order: Order = engine(training)._order

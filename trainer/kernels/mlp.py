@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.nn import functional as F
 
-LAUNCH = (128, 128, 64, 8, 3)
+FORWARD = (128, 128, 64, 8, 3)
+BACKWARD = (64, 128, 64, 4, 3)
 """Rows, columns and depth of a block, warps, stages."""
 GROUP = 8
 """Blocks of rows that are computed together, so that they find what they read in the cache."""
@@ -114,7 +115,7 @@ def mlp_forward(
     `launch` overrides rows, columns, depth, warps, stages.
     """
     (M, K), N = x.shape, weight.shape[0]
-    rows, columns, depth, warps, stages = launch or LAUNCH
+    rows, columns, depth, warps, stages = launch or FORWARD
     pre = torch.empty((M, N), dtype=x.dtype, device=x.device)
     out = torch.empty((M, N), dtype=x.dtype, device=x.device)
     _kernel[(triton.cdiv(M, rows) * triton.cdiv(N, columns),)](
@@ -133,7 +134,7 @@ def mlp_backward(
     `launch` overrides rows, columns, depth, warps, stages.
     """
     (M, K), N = dz.shape, weight.shape[1]
-    rows, columns, depth, warps, stages = launch or LAUNCH
+    rows, columns, depth, warps, stages = launch or BACKWARD
     dpre = torch.empty_like(pre)
     _kernel[(triton.cdiv(M, rows) * triton.cdiv(N, columns),)](
         dz, weight, pre, dpre, M, N, K, BACKWARD=True, SQUARED=squared,

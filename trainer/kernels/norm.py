@@ -17,9 +17,9 @@ from trainer.dropout import site_offset, threshold
 from trainer.kernels.hashing import dropout_key, kept, row_key, sequence_number
 
 EPSILON = 1e-5
-FORWARD = (4, 4)
+FORWARD = (8, 8)
 """Rows of a program, warps."""
-BACKWARD = (4, 4, 512)
+BACKWARD = (2, 2, 1024)
 """Rows of one turn of a program, warps, programs."""
 
 

@@ -19,6 +19,7 @@ from trainer.config import StopWhen
 from trainer.errors import TrainerError
 from trainer.guards import Skip, batch_index, enough, rewound
 from trainer.model import GPT
+from trainer.points import Points
 from trainer.rng import Stream
 from trainer.train import Training
 
@@ -110,6 +111,32 @@ def test_a_rewind_leaves_out_the_batches_up_to_the_bad_one(
     assert state.skipped == training.batches.skipped
     assert checkpoint.read_state(tmp_path / "step-00000004").skipped == ()
     assert all(value.isfinite().all() for value in weights(training).values())
+
+
+def test_a_rewind_with_points_held_back_logs_each_point(text: Path, tmp_path: Path, spoil: Spoil) -> None:
+    """As on a GPU, where values are asked for a few times per second. The bad update has no point."""
+    logged = []
+    for points in (Points(0.0), Points(60.0)):
+        folder = tmp_path / str(len(logged))
+        training, context = start(tiny(text, log_interval=1, **REWIND), folder)
+        training.points = points
+        spoil(training, [6])
+        assert training.run() == 0
+        assert training.batches.skipped == (Skip(step=4, batches=3),)
+        logged.append(context.values("train/loss"))
+    assert {step for _, step in logged[0]} == set(range(13))
+    assert logged[0] == logged[1]
+
+
+def test_divergence_with_points_held_back_is_told_after_the_points_before(
+    text: Path, tmp_path: Path, spoil: Spoil
+) -> None:
+    training, context = start(tiny(text, log_interval=1, eval_interval=100, max_steps=12), tmp_path)
+    training.points = Points(60.0)
+    spoil(training, [6])
+    with pytest.raises(TrainerError, match=r"the training loss is nan at step 6"):
+        training.run()
+    assert {step for _, step in context.values("train/loss")} == set(range(6))
 
 
 @pytest.mark.parametrize("settings", [{}, {"recipe": "fast"}, {"micro_batches": 2}])

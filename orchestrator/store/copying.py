@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 
-_AHEAD: Final = 4
+_AHEAD: Final = 2
 """Blocks that may be written and not hashed yet."""
 _SMALL: Final = 128 << 10
 """Fewer bytes are hashed on the spot: to tell another thread takes as long."""

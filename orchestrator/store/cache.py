@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.settings import size
-from orchestrator.store.posix import pieces
-from orchestrator.store.protocol import IntoReader
+from orchestrator.store.copying import copy_hashed
 from orchestrator.store.records import FileEntry
 
 OnBytes = Callable[[int], None]
@@ -84,13 +83,9 @@ class CheckpointCache:
             kept = path.open("rb", buffering=0)
         except OSError:
             return False
+        digest = hashlib.sha256()
         with kept, target.open("xb", buffering=0) as out:
-            digest, moved = hashlib.sha256(), 0
-            for chunk in _readable(kept):
-                digest.update(chunk)
-                out.write(chunk)
-                moved += len(chunk)
-                on_bytes(len(chunk))
+            moved = copy_hashed(_Readable(kept), out, digest, on_bytes)
         if (moved, digest.hexdigest()) == (file.size, file.sha256):
             self._touch(path)
             return True
@@ -218,18 +213,19 @@ class CheckpointCache:
             os.utime(path)
 
 
-def _readable(file: IntoReader) -> Iterator[memoryview]:
-    """The bytes of a kept file, as far as the disk can read them."""
-    chunks = pieces(file)
-    while True:
+@dataclass(frozen=True)
+class _Readable:
+    """A kept file, as far as the disk can read it."""
+
+    file: FileIO
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """See IntoReader."""
         try:
-            chunk = next(chunks, None)
+            return self.file.readinto(buffer)
         except OSError as error:
             _LOG.warning("a kept checkpoint cannot be read: %s", error)
-            return
-        if chunk is None:
-            return
-        yield chunk
+            return 0
 
 
 def _discard(path: Path) -> bool:

@@ -8,12 +8,14 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Final
 
 from orchestrator.errors import DamagedError, NotFoundError
 from orchestrator.store.cache import CheckpointCache, OnBytes, silent
+from orchestrator.store.copying import copy_hashed
 from orchestrator.store.posix import pieces
 from orchestrator.store.protocol import CHUNK, ObjectStore
 from orchestrator.store.records import CheckpointRecord, FileEntry, PointsRef
@@ -110,35 +112,61 @@ class Fetch:
 
     def _append(self, file: FileEntry, out: FileIO, have: int, digest: hashlib._Hash | None = None) -> None:
         self._on_bytes(have)
-        for chunk in checked(self._store, self._record.key(file), file, have, digest):
-            out.write(chunk)
-            self._on_bytes(len(chunk))
+        copy_checked(self._store, self._record.key(file), file, out, have, digest, self._on_bytes)
 
 
-def checked(
+def copy_checked(
     store: ObjectStore,
     key: str,
-    expected: FileEntry | PointsRef,
-    have: int = 0,
-    digest: hashlib._Hash | None = None,
-) -> Iterator[bytes]:
-    """The bytes of an object; DamagedError, at the latest at the end, where they are not as expected.
+    file: FileEntry,
+    out: FileIO,
+    have: int,
+    digest: hashlib._Hash | None,
+    on_bytes: OnBytes,
+) -> None:
+    """Append the bytes of an object to a file, without the first `have` ones, which `digest` has seen.
 
-    The first `have` bytes, which `digest` has seen, are left out.
+    DamagedError where they are not as expected; at the end, when they have been written.
     """
-    name = expected.path if isinstance(expected, FileEntry) else key.rpartition("/")[2]
     digest = digest or hashlib.sha256()
-    size = have
-    if have > expected.size:
-        raise DamagedError(f"{name} has {have} bytes instead of {expected.size}")
-    try:
-        # One byte more than expected is enough to see that it is too long.
-        for chunk in store.get(key, start=have, end=expected.size + 1):
+    with _found(file.path):
+        size = have + copy_hashed(_opened(store, key, file, file.path, have), out, digest, on_bytes)
+    _compare(file.path, file, size, digest)
+
+
+def checked(store: ObjectStore, key: str, expected: FileEntry | PointsRef) -> Iterator[bytes]:
+    """The bytes of an object; DamagedError, at the latest at the end, where they are not as expected."""
+    name = expected.path if isinstance(expected, FileEntry) else key.rpartition("/")[2]
+    digest, size = hashlib.sha256(), 0
+    with _found(name):
+        for chunk in _opened(store, key, expected, name):
             digest.update(chunk)
             size += len(chunk)
             yield chunk
+    _compare(name, expected, size, digest)
+
+
+def _opened(
+    store: ObjectStore, key: str, expected: FileEntry | PointsRef, name: str, have: int = 0
+) -> Iterator[bytes]:
+    """The rest of an object after `have` bytes; DamagedError where there can be none."""
+    if have > expected.size:
+        raise DamagedError(f"{name} has {have} bytes instead of {expected.size}")
+    # One byte more than expected is enough to see that it is too long.
+    return store.get(key, start=have, end=expected.size + 1)
+
+
+@contextmanager
+def _found(name: str) -> Iterator[None]:
+    """An object that is missing, or goes while it is read, is damage."""
+    try:
+        yield
     except NotFoundError as error:
         raise DamagedError(f"{name} is missing") from error
+
+
+def _compare(name: str, expected: FileEntry | PointsRef, size: int, digest: hashlib._Hash) -> None:
+    """DamagedError where what was read is not as expected."""
     if size != expected.size:
         less = "more" if size > expected.size else f"{size}"
         raise DamagedError(f"{name} has {less} bytes instead of {expected.size}")

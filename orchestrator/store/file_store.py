@@ -321,20 +321,26 @@ class _Stream(Iterator[bytes]):
         self._descriptor: int | None = descriptor
 
     def __next__(self) -> bytes:
-        if self._descriptor is None:
+        if not (size := self.readinto(self._buffer)):
             raise StopIteration
-        left = len(self._buffer) if self._end is None else max(0, self._end - self._position)
+        return bytes(self._buffer[:size])
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """See IntoReader. Spares those a copy who can do with what a buffer holds for a while."""
+        if self._descriptor is None:
+            return 0
+        left = self._pace.block if self._end is None else min(self._pace.block, self._end - self._position)
         try:
-            size = os.preadv(self._descriptor, [self._buffer[:left]], self._position)
+            size = os.preadv(self._descriptor, [buffer[: max(0, left)]], self._position)
         except OSError as error:
             self.close()
             raise self._store.translate(error, f"read {self._key}") from error
         if not size:
             self.close()
-            raise StopIteration
+            return 0
         self._pace.take(size)
         self._position += size
-        return bytes(self._buffer[:size])
+        return size
 
     def close(self) -> None:
         """Give the file back; nothing more comes."""

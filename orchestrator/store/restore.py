@@ -12,6 +12,7 @@ from pathlib import Path
 
 from orchestrator.errors import ConflictError, DamagedError, NotFoundError, StoreError
 from orchestrator.store.cache import NO_CACHE, CheckpointCache, OnBytes, silent
+from orchestrator.store.copying import write_whole
 from orchestrator.store.fetch import Fetch
 from orchestrator.store.posix import pieces
 from orchestrator.store.protocol import ObjectStore
@@ -110,7 +111,7 @@ def restore_path(path: Path, into: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with open_file(path, name) as reader, target.open("xb", buffering=0) as file:
                 for chunk in pieces(reader):
-                    file.write(chunk)
+                    write_whole(file, chunk)
 
 
 @contextmanager

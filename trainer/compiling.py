@@ -333,8 +333,8 @@ def _in_process(order: Order, folder: Path) -> Programs:
 
 
 def _call_as_they_are(operators: tuple[str, ...]) -> None:
-    """Tell the compiler to call our operators. It would find that out by itself, but only after having described
-    all that went into an operator's inputs, which takes minutes at six layers."""
+    """Tell the compiler to call our operators. It would find that out by itself, but only after describing all
+    that went into an operator's inputs, which takes minutes at six layers."""
     from torch._inductor.lowering import make_fallback
 
     for name in operators:

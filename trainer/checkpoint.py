@@ -42,7 +42,7 @@ _STATE_MOST = 32 << 20
 """Bytes of a state.json: a vocabulary of all characters that there are takes less."""
 _HEADER_MOST = 8 << 20
 """Bytes of a safetensors file's header: of some ten thousand tensors."""
-SHAPE_KEYS = ("recipe", "n_layer", "n_head", "n_embd", "block_size", "bias")
+SHAPE_KEYS = ("recipe", "ngrams", "n_layer", "n_head", "n_embd", "block_size", "bias")
 """Settings that a restored run cannot change: they decide the names and shapes of the weights."""
 
 

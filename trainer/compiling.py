@@ -59,6 +59,7 @@ GRADIENT, UPDATE, ENTRY = "gradient.pt2", "update.pt2", "entry.json"
 _FORMAT = 2
 _SETTINGS = (
     "recipe",
+    "ngrams",
     "n_layer",
     "n_head",
     "n_embd",
@@ -333,12 +334,15 @@ def _in_process(order: Order, folder: Path) -> Programs:
 
 
 def _call_as_they_are(operators: tuple[str, ...]) -> None:
-    """Tell the compiler to call our operators. It would find that out by itself, but only after describing all
-    that went into an operator's inputs, which takes minutes at six layers."""
+    """Tell the compiler to call our operators.
+
+    It would find that out by itself, but only after it has described everything that they are computed from,
+    which takes minutes at six layers.
+    """
     from torch._inductor.lowering import make_fallback
 
     for name in operators:
-        make_fallback(getattr(torch.ops.orch, name).default, warn=False)
+        make_fallback(getattr(torch.ops.orch, name).default, warn=False)  # type: ignore[no-untyped-call]
 
 
 def _try_out(order: Order, programs: Programs) -> None:

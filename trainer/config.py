@@ -76,6 +76,9 @@ class TrainerConfig(BaseModel):
     recipe: Literal["nanogpt", "fast"] = "nanogpt"
     """`nanogpt` trains nanoGPT's model as nanoGPT does; `fast` needs fewer steps for the same loss: another
     model of the same shape, and the Muon optimizer. It has defaults of its own: see docs/recipes.md."""
+    ngrams: Annotated[int, Field(ge=1, le=8)] = 4
+    """Under `fast`, a token's embedding depends on this many tokens; 1: on itself only. With more it learns
+    sooner, and overfits sooner where a text is passed over several times."""
     batch_size: PositiveInt = 12
     """Sequences per step."""
     micro_batches: PositiveInt = 1

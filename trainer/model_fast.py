@@ -7,7 +7,7 @@ Parameters that GPT-2 has too carry its names. What each ingredient gives is mea
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -134,9 +134,15 @@ class FastGPT(nn.Module):
     sin: Tensor
 
     def __init__(
-        self, config: TrainerConfig, vocab_size: int, seed: int = 0, ingredients: Ingredients = FULL
+        self,
+        config: TrainerConfig,
+        vocab_size: int,
+        seed: int = 0,
+        ingredients: Ingredients | None = None,
     ) -> None:
+        """By default with all ingredients, and n-grams as configured."""
         super().__init__()
+        ingredients = ingredients or replace(FULL, ngrams=config.ngrams)
         C = config.n_embd
         self.block_size = config.block_size
         self.dropout = config.dropout

@@ -19,7 +19,7 @@ from trainer.config import TrainerConfig
 
 Location: TypeAlias = tuple[int | str, ...]
 
-MODEL_SETTINGS: Final = ("dataset", "recipe", "n_layer", "n_head", "n_embd", "block_size", "bias")
+MODEL_SETTINGS: Final = ("dataset", "recipe", "ngrams", "n_layer", "n_head", "n_embd", "block_size", "bias")
 """Trainer settings that decide whether a checkpoint can be loaded: the same on every placement of a run."""
 
 

@@ -260,6 +260,8 @@ class CheckpointWriter:
             raise fenced from error
         except StoreError as second:
             _LOG.warning("after %s: %s", error.message, second.message)
+            if isinstance(error, DamagedError):
+                raise second from error  # nobody knows whose fault it is
             return
         if upload.data in discarded:
             raise _collected(upload) from error

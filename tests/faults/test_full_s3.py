@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.domain.states import Reason
 from orchestrator.errors import StoreError, StoreFullError, StoreUnavailableError
 from orchestrator.store.checkpoints import CheckpointWriter, checkpoints, restore, verify
 from orchestrator.store.objects import ObjectStore, open_store, store_id
@@ -19,6 +20,8 @@ from tests.faults.conftest import BUCKET
 from tests.faults.test_full_node import mounted
 from tests.s3 import S3Server, s3_server
 from tests.support import wait_until
+from tests.unit.agent.bench import Bench
+from tests.unit.agent.programs import train
 from tests.unit.store.helpers import RUN, log_keys, make_directory, read_directory, writer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
@@ -107,6 +110,33 @@ def test_the_last_commit_stays_and_the_next_comes_when_there_is_room(
     assert to.retain(1, 0, "x", "min") == [10]
     assert uploads(server) == []
     RunLog(store, RUN).claim(2, node="n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("ORCH_SOAK" not in os.environ, reason="waits for SeaweedFS to look for room: make soak")
+def test_a_run_whose_store_is_full(server: S3Server, tmp_path: Path) -> None:
+    """The real agent: the run keeps its last commit, says why there is no newer one, trains on, and is whole."""
+    (tmp_path / "bench").mkdir()
+    bench = Bench(tmp_path / "bench", server.uri(BUCKET, "s"))
+    try:
+        bench.start(bench.script(train(steps=2400, every=100, pause=0.05, size=400_000)))
+        wait_until(lambda: bench.steps(), 60, bench.evidence)
+        ballast = fill(tmp_path / "s3")
+        wait_until(lambda: any("no space left" in e for e in bench.controller.events), 90, bench.evidence)
+        assert any("is not stored yet" in e for e in bench.controller.events), bench.evidence()
+        kept = bench.records()
+        assert [problem for record in kept for problem in verify(bench.store, record)] == []
+        step = bench.controller.last_step
+        bench.wait_step(step + 50)
+        ballast.unlink()
+        wait_until(lambda: bench.steps()[-1] > step, 120, bench.evidence)
+        outcome = bench.wait_outcome(timeout=180)
+        assert outcome.reason is Reason.COMPLETED, bench.evidence()
+        assert bench.steps()[-1] == 2400
+        assert [p.step for p in bench.controller.points if p.key == "train/loss"] == list(range(2400))
+        assert uploads(server) == []
+    finally:
+        bench.close()
 
 
 class Broken(BaseHTTPRequestHandler):

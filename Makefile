@@ -38,6 +38,7 @@ unit: $(STAMP)  ## the fast layer
 soak: $(STAMP)  ## what takes longer: 500 commits over a bad network, ten million steps of two attempts, more races
 	@ORCH_SOAK=1 ORCH_SOAK_COMMITS=500 ORCH_SOAK_STEPS=10000000 $(BIN)/python -m pytest -s \
 	  tests/faults/test_fencing.py tests/faults/test_s3_network.py tests/faults/test_fencing_machine.py \
+	  tests/faults/test_full_s3.py \
 	  tests/integration/test_compiled.py
 
 check: $(STAMP)  ## style, types and import rules

@@ -225,6 +225,25 @@ class TestCollect:
         record = commit(to, folder, 2)
         assert verify(traffic.store, record) == []
 
+    def test_data_that_was_collected_is_no_damage_though_the_log_cannot_be_read(
+        self, traffic: Traffic, tmp_path: Path
+    ) -> None:
+        to = writer(traffic.store)
+        folder, away = directory(tmp_path, 1, a=noise("1", BASE)), []
+
+        def collected(operation: str, key: str) -> bool:
+            if "/data/" in key and operation == "get" and not away:
+                away.append(True)
+                assert collect(MemoryStore(traffic.objects), RUN, ended=True, retired_before=AT).objects == 1
+            return bool(away) and "/log/" in key
+
+        traffic.fail = collected
+        with pytest.raises(StoreUnavailableError) as caught:
+            commit(to, folder, 1)
+        assert "a is missing" in str(caught.value.__cause__)
+        traffic.fail = lambda operation, key: False
+        assert verify(traffic.store, commit(to, folder, 1)) == []
+
     def test_a_run_of_nobody(self, traffic: Traffic) -> None:
         traffic.objects["runs/x/data/1/1-x/a"] = b"a"
         assert collect(traffic.store, "x", ended=True, retired_before=AT).objects == 0

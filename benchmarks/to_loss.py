@@ -21,7 +21,14 @@ NANOGPT_STEPS = 1750
 """Iterations that nanoGPT's hyperparameters need to that loss."""
 WARM_STEPS = 20
 """Steps whose time is replaced by the rate of the others."""
-FAST_GPU: dict[str, Any] = {"recipe": "fast", "max_steps": 600}
+FAST_GPU: dict[str, Any] = {
+    "recipe": "fast",
+    "max_steps": 350,
+    "ngrams": 2,
+    "dropout": 0.1,
+    "weight_decay": 0.3,
+    "learning_rate": 0.005,
+}
 FAST_CPU: dict[str, Any] = {"recipe": "fast", "max_steps": 120}
 _NANOGPTS_OWN = ("learning_rate", "min_lr", "warmup_steps", "beta2", "weight_decay", "grad_clip")
 

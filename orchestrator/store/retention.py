@@ -52,26 +52,26 @@ def leftovers(
     """Objects that nobody can need any more, as far as `attempt`, which owns the run, can be sure.
 
     These are data of checkpoints that were retired before that instant, of attempts before `attempt` that
-    never committed it (they cannot any more), and what the log has discarded; also points of such commits.
+    never committed it (they cannot any more), and what the log has discarded; also points of such commits,
+    and what arrived below a checkpoint's prefix without being part of it: a file may be sent, its answer be
+    lost, and then an older checkpoint's equal file be referred to.
     Other data of `attempt` itself may belong to a commit whose outcome it did not learn, and later attempts
     are not its business. What a checkpoint that stays refers to stays, whoever has put it there. A record
     that cannot be read may be of a checkpoint that needs anything older than it.
     """
     doubtful = max((slot.slot for slot in history.unreadable), default=0)
-    gone: set[str] = set()
     kept: set[str] = set()
     for record in history.checkpoints:
-        if record.slot > doubtful and record.retired_at is not None and record.retired_at <= retired_before:
-            gone.add(record.data)
-        else:
+        retired = record.retired_at is not None and record.retired_at <= retired_before
+        if record.slot <= doubtful or not retired:
             kept.update(record.key(file) for file in record.files)
     mentioned = {record.data for record in history.checkpoints}
     points = {record.points.key for record in history.checkpoints if record.points}
 
     def collectable(data: str) -> bool:
-        if data in mentioned:
-            return data in gone
-        return data in history.discarded or (not doubtful and 0 < attempt_of(data, run_id) < attempt)
+        if data in mentioned or data in history.discarded:
+            return True
+        return not doubtful and 0 < attempt_of(data, run_id) < attempt
 
     for info in store.list(data_root(run_id)):
         if info.key not in kept and collectable(data_of(info.key, run_id)):

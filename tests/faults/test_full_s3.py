@@ -115,7 +115,7 @@ def test_the_last_commit_stays_and_the_next_comes_when_there_is_room(
 @pytest.mark.slow
 @pytest.mark.skipif("ORCH_SOAK" not in os.environ, reason="waits for SeaweedFS to look for room: make soak")
 def test_a_run_whose_store_is_full(server: S3Server, tmp_path: Path) -> None:
-    """The real agent: the run keeps its last commit, says why there is no newer one, trains on, and is whole."""
+    """The real agent: the run keeps its last commit, says why there is no newer one, and trains on."""
     (tmp_path / "bench").mkdir()
     bench = Bench(tmp_path / "bench", server.uri(BUCKET, "s"))
     try:

@@ -244,6 +244,14 @@ class TestCollect:
         traffic.fail = lambda operation, key: False
         assert verify(traffic.store, commit(to, folder, 1)) == []
 
+    def test_what_arrives_late_below_a_checkpoint_goes(self, traffic: Traffic, tmp_path: Path) -> None:
+        to = writer(traffic.store)
+        record = commit(to, directory(tmp_path, 1, a=noise("1", BASE)), 1)
+        MemoryStore(traffic.objects).put(f"{record.data}/b", b"late")
+        found = collect(traffic.store, RUN, ended=False, retired_before=AT)
+        assert (found.objects, found.size) == (1, 4)
+        assert verify(traffic.store, record) == []
+
     def test_a_run_of_nobody(self, traffic: Traffic) -> None:
         traffic.objects["runs/x/data/1/1-x/a"] = b"a"
         assert collect(traffic.store, "x", ended=True, retired_before=AT).objects == 0

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer import processor
+
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
@@ -106,32 +108,14 @@ def machine() -> dict[str, Any]:
     """Where this runs. Starts no CUDA context."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "processor": _cpu_field("model name") or platform.processor() or platform.machine(),
+        "processor": processor.name(),
         "cores": affinity,
-        "flags": sorted(set(_FLAGS) & cpu_flags()),
+        "flags": sorted(set(_FLAGS) & processor.flags()),
         "gpus": _gpus(),
         "torch": importlib.metadata.version("torch"),
         "system": platform.platform(),
         "load": round(os.getloadavg()[0], 2),
     }
-
-
-def cpu_flags() -> set[str]:
-    """Features of the processor by Linux's names; empty elsewhere."""
-    return set(_cpu_field("flags").split())
-
-
-def has_bf16_cpu() -> bool:
-    """Whether the processor multiplies bf16 matrices in hardware."""
-    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
-
-
-def _cpu_field(name: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def _gpus() -> list[str]:

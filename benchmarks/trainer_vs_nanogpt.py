@@ -28,6 +28,7 @@ from benchmarks.report import Row, row, unmeasured
 from benchmarks.serving import Slice
 from benchmarks.to_loss import FAST_CPU, FAST_GPU, compute_to_loss, time_to_loss
 from benchmarks.workers import Bench, Worker, WorkerError, prepared
+from trainer import processor
 
 
 def main() -> None:
@@ -141,7 +142,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 def per_step(bench: Bench, case: Case, extra: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
     """Time per step of ours and of nanoGPT's variants in turn."""
-    if case.device == "cpu" and case.dtype == "bfloat16" and not report.has_bf16_cpu():
+    if case.device == "cpu" and case.dtype == "bfloat16" and not processor.multiplies_bf16():
         reason = "this processor has neither AVX512-BF16 nor AMX; the fp32 figure stands"
         goals = [(peer, f"value >= {goal:g}") for peer, goal in case.goals.items() if goal is not None]
         return [unmeasured(f"{case.name}: speed-up over {peer}", reason, goal) for peer, goal in goals], {}

@@ -126,7 +126,8 @@ class TrainerConfig(BaseModel):
     seed: NonNegativeInt = 1337
     """Decides initial weights, the order of the data and dropout."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Precision of the forward and backward pass; `auto` is bfloat16 on a GPU that has it."""
+    """Precision of the forward and backward pass; `auto` is bfloat16 on a GPU that has it, and on a processor
+    that multiplies it in hardware (AVX512-BF16 or AMX)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes what the placement granted, else a GPU if there is one."""
     compile: Literal["auto"] | bool = "auto"

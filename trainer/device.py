@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from orchestrator.contract import RunContext
+from trainer import processor
 from trainer.checkpoint import Environment
 from trainer.config import TrainerConfig
 from trainer.errors import UserError
@@ -63,7 +62,7 @@ class Hardware:
         """What people call the device."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        return _cpu_name()
+        return processor.name()
 
 
 def choose_hardware(config: TrainerConfig, context: RunContext) -> Hardware:
@@ -97,7 +96,7 @@ def _device(wanted: str, granted: str | None) -> torch.device:
 
 def _dtype(config: TrainerConfig, device: torch.device) -> torch.dtype:
     if config.dtype == "auto":
-        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        capable = torch.cuda.is_bf16_supported() if device.type == "cuda" else processor.multiplies_bf16()
         return torch.bfloat16 if capable else torch.float32
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
@@ -126,16 +125,6 @@ def _keep_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
     mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def _cpu_name() -> str:
-    """The processor's model where Linux tells it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, "") or platform.processor() or platform.machine()
 
 
 def _all_cores() -> int:

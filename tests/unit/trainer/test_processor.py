@@ -11,7 +11,7 @@ from tests.unit.trainer.support import SteeredContext, tiny, write_text
 from trainer import processor
 from trainer.device import choose_hardware
 
-CPUINFO = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu {extra}\n\nprocessor\t: 1\nflags\t\t: fpu\n"
+CPUINFO = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu {extra}\n\nflags\t: fpu\n"
 
 
 def pretend(patch: pytest.MonkeyPatch, text: str | None) -> None:

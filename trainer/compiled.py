@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.compiling import Order, Programs, machine, settings_of, versions
 from trainer.config import TrainerConfig
 from trainer.data import Batches
 from trainer.device import Hardware
@@ -26,6 +25,7 @@ from trainer.dropout import signed
 from trainer.flat import Buffers
 from trainer.muon import MuonAdamW
 from trainer.optimizer import AdamW
+from trainer.orders import Order, Programs, machine, settings_of, versions
 from trainer.programs import RATES, TAIL, Part, step_rates
 from trainer.ranks import Ranks
 from trainer.rng import Stream, stream_seed

@@ -5,8 +5,11 @@ An entry is the folder ``compiled/KEY`` in the cache folder (see :func:`trainer.
 =================  =============================================================================
 ``gradient.pt2``   for a CPU: the gradient of one part of a batch, see :mod:`trainer.library`
 ``update.pt2``     for a CPU: the change of all weights
-``inductor/``      for a GPU: the compiler's own cache, from which it gives the programs in seconds
-``entry.json``     what it was made for, and the SHA-256 of the two files, which is checked first
+``gradient.made``  for a GPU: the same two as the compiler keeps them, see :mod:`trainer.in_process`
+``update.made``
+``inductor/``      for a GPU: the compiler's own cache. It has the choice of the fastest kernels, and
+                   what the programs are made from in some seconds where it could not keep them
+``entry.json``     what it was made for, and the SHA-256 of the files, which is checked first
 =================  =============================================================================
 
 KEY is a hash of everything that the programs depend on, so entries can be copied between like machines. An
@@ -18,7 +21,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -27,116 +29,20 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
-from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
-from trainer.config import TrainerConfig
 from trainer.corpus import cache_root
-from trainer.flat import Buffers
+from trainer.in_process import in_process, try_out
 from trainer.library import Library, LibraryError, build
-from trainer.model_fast import build_model
-from trainer.muon import MuonAdamW, build_optimizer
-from trainer.programs import (
-    NEVER,
-    RATES,
-    TAIL,
-    Part,
-    Program,
-    gradient_program,
-    graph_of,
-    update_program,
-)
+from trainer.orders import Order, Programs, Sources
+from trainer.programs import graph_of
 
 GRADIENT, UPDATE, ENTRY = "gradient.pt2", "update.pt2", "entry.json"
-_FORMAT = 2
-_SETTINGS = (
-    "recipe",
-    "ngrams",
-    "n_layer",
-    "n_head",
-    "n_embd",
-    "block_size",
-    "dropout",
-    "bias",
-    "beta1",
-    "beta2",
-    "weight_decay",
-    "grad_clip",
-)
-"""Settings that are part of a program. It is made from a configuration that has only these."""
-_OPERATORS = tuple(f"{of}_{way}" for of in ("attention", "mlp", "norm") for way in ("forward", "backward"))
-"""Of trainer.kernels."""
-_SOURCES = ("dropout", "flat", "library", "model", "model_fast", "muon", "ops", "programs", "compiling")
-
-
-class Order(BaseModel):
-    """What is to be compiled."""
-
-    model_config = ConfigDict(frozen=True)
-
-    settings: dict[str, Any]
-    vocab_size: int
-    tokens: str
-    """Type of the tokens."""
-    length: int
-    """Number of the tokens to train on: places are checked against it."""
-    device: str
-    dtype: str
-    part: Part
-    rows: int
-    """Gradients that the update sums."""
-    kernels: bool
-    """Whether to use our own kernels for GPUs."""
-    threads: int
-    """Of the update; a gradient is computed by one."""
-    machine: str
-    """What the compiler compiles for."""
-    versions: str
-    """PyTorch's version, and a hash of our own code."""
-
-    @property
-    def key(self) -> str:
-        """A name for the entry."""
-        return hashlib.sha256(f"{_FORMAT} {self.model_dump_json()}".encode()).hexdigest()[:32]
-
-
-def settings_of(config: TrainerConfig) -> dict[str, Any]:
-    """The settings that programs depend on."""
-    return {name: getattr(config, name) for name in _SETTINGS}
-
-
-def machine(device: torch.device, name: str) -> str:
-    """What decides whether a library made on one machine runs on another."""
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return f"{name} sm_{major}{minor}"
-    return f"{name} {torch.backends.cpu.get_cpu_capability()}"
-
-
-@cache
-def versions() -> str:
-    """Of what the compiled code follows from."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for source in (*(here / f"{name}.py" for name in _SOURCES), *sorted((here / "kernels").glob("*.py"))):
-        digest.update(source.read_bytes())
-    return f"torch {torch.__version__}, {digest.hexdigest()[:16]}"
-
-
-@dataclass(frozen=True)
-class Programs:
-    """The two programs of an order; both take tensors and change them."""
-
-    gradient: Callable[..., object]
-    update: Callable[..., object]
 
 
 def load(order: Order, callers: int) -> Programs | None:
@@ -149,12 +55,11 @@ def load(order: Order, callers: int) -> Programs | None:
     if not (folder / ENTRY).is_file():
         return None
     try:
-        if order.device == "cuda":
-            return _in_process(order, folder)
-        sums = json.loads((folder / ENTRY).read_bytes())["sha256"]
-        for name in (GRADIENT, UPDATE):
-            if _sha256(folder / name) != sums[name]:
+        for name, expected in json.loads((folder / ENTRY).read_bytes())["sha256"].items():
+            if _sha256(folder / name) != expected:
                 raise LibraryError(f"{name} is damaged")
+        if order.device == "cuda":
+            return in_process(order, folder)
         return Programs(Library(folder / GRADIENT, callers), Library(folder / UPDATE))
     except (OSError, ValueError, KeyError, LibraryError) as e:
         shutil.rmtree(folder, ignore_errors=True)
@@ -238,10 +143,10 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         folder.mkdir()
         if order.device == "cuda":
-            _try_out(order, _in_process(order, folder))
+            try_out(order, in_process(order, folder))
         else:
             _into_libraries(order, folder)
-        sums = {path.name: _sha256(path) for path in folder.glob("*.pt2")}
+        sums = {path.name: _sha256(path) for path in folder.iterdir() if path.suffix in (".pt2", ".made")}
         entry = {"order": order.model_dump(mode="json"), "sha256": sums}
         aside = folder / f".{ENTRY}"
         aside.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
@@ -249,56 +154,10 @@ def main() -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class _Sources:
-    """The programs before they are compiled, each with tensors like those that it will be given."""
-
-    gradient: Program
-    gradient_arguments: tuple[Tensor, ...]
-    update: Program
-    update_arguments: tuple[Tensor, ...]
-
-    @classmethod
-    def of(cls, order: Order) -> _Sources:
-        device, dtype = torch.device(order.device), getattr(torch, order.dtype)
-        config = TrainerConfig.model_validate(order.settings)
-        model = build_model(config, order.vocab_size).to(device)
-        optimizer = build_optimizer(model.named_parameters(), config)
-        buffers = Buffers(model, optimizer)
-        layout = buffers.layout
-        kernels = importlib.import_module("trainer.kernels") if order.kernels else None  # needs triton
-        plan = optimizer.plan if isinstance(optimizer, MuonAdamW) else None
-        numbers = layout.size + TAIL
-        tokens = torch.empty(order.length, dtype=getattr(torch, order.tokens), device=device)
-        tokens[: config.block_size + 1] = 0
-        return cls(
-            gradient_program(model, layout, config, order.part, dtype, kernels),
-            (
-                buffers.weights,
-                tokens,
-                torch.zeros(order.part.sequences, dtype=torch.int64, device=device),
-                torch.zeros(3, dtype=torch.int32, device=device),
-                torch.zeros(1, device=device),
-                torch.zeros(numbers, device=device),
-            ),
-            update_program(layout, config, plan),
-            (
-                buffers.weights,
-                torch.zeros(order.rows, numbers, device=device),
-                buffers.first,
-                buffers.second,
-                torch.full((RATES,), 0.5, device=device),
-                torch.zeros(1, dtype=torch.int64, device=device),
-                torch.full((), NEVER, device=device),
-                torch.zeros(2, device=device),
-            ),
-        )
-
-
 def _into_libraries(order: Order, folder: Path) -> None:
     """Compile for a CPU."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
-    sources = _Sources.of(order)
+    sources = Sources.of(order)
     for name, program, arguments, threads in (
         (GRADIENT, sources.gradient, sources.gradient_arguments, 1),
         (UPDATE, sources.update, sources.update_arguments, order.threads),
@@ -307,51 +166,6 @@ def _into_libraries(order: Order, folder: Path) -> None:
         build(graph_of(program, arguments, "fake"), arguments, folder / name, threads)
         Library(folder / name)(*arguments)  # should it crash, then here
     shutil.rmtree(folder / "inductor")
-
-
-def _in_process(order: Order, folder: Path) -> Programs:
-    """Compile for a GPU in this process, which takes seconds where `folder` has the compiler's cache."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
-    from torch._inductor import standalone_compile
-
-    sources = _Sources.of(order)
-    if order.kernels:
-        _call_as_they_are(_OPERATORS)
-
-    def compiled(program: Program, arguments: tuple[Tensor, ...]) -> Callable[..., object]:
-        graph = graph_of(program, arguments, "real")
-        with torch.no_grad():
-            made = standalone_compile(graph, list(arguments), dynamic_shapes="from_example_inputs")
-        return lambda *tensors: made(*tensors)
-
-    try:
-        return Programs(
-            compiled(sources.gradient, sources.gradient_arguments),
-            compiled(sources.update, sources.update_arguments),
-        )
-    except RuntimeError as e:
-        raise LibraryError(str(e).strip().partition("\n")[0]) from e
-
-
-def _call_as_they_are(operators: tuple[str, ...]) -> None:
-    """Tell the compiler to call our operators.
-
-    It would find that out by itself, but only after it has described everything that they are computed from,
-    which takes minutes at six layers.
-    """
-    from torch._inductor.lowering import make_fallback
-
-    for name in operators:
-        make_fallback(getattr(torch.ops.orch, name).default, warn=False)  # type: ignore[no-untyped-call]
-
-
-def _try_out(order: Order, programs: Programs) -> None:
-    """Call them: the compiler picks its kernels' variants then, and keeps its choice."""
-    sources = _Sources.of(order)
-    with torch.no_grad():
-        programs.gradient(*sources.gradient_arguments)
-        programs.update(*sources.update_arguments)
-    torch.cuda.synchronize()
 
 
 def _end_with_parent() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.compiled import CompiledEngine, order_for, workers
-from trainer.compiling import Compiler, Programs, load
+from trainer.compiling import Compiler, load
 from trainer.config import TrainerConfig
 from trainer.data import Batches
 from trainer.device import Hardware
@@ -26,6 +26,7 @@ from trainer.library import LibraryError
 from trainer.model_fast import LanguageModel
 from trainer.muon import MuonAdamW, build_optimizer
 from trainer.optimizer import AdamW, learning_rate
+from trainer.orders import Programs
 from trainer.programs import NEVER
 from trainer.ranks import Ranks
 from trainer.rng import Stream, stream_seed

@@ -17,10 +17,11 @@ import torch
 from tests.unit.trainer.support import assert_same_bits, start, tiny, weights, write_text
 from trainer import checkpoint
 from trainer import engine as engine_module
-from trainer.compiling import GRADIENT, Compiler, Order, load
+from trainer.compiling import GRADIENT, Compiler, load
 from trainer.engine import SwitchingEngine
 from trainer.errors import TrainerError
 from trainer.library import LibraryError
+from trainer.orders import Order
 from trainer.train import Training
 
 pytestmark = [

@@ -21,6 +21,7 @@ import hashlib
 import importlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -38,6 +39,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from trainer import processor
 from trainer.config import TrainerConfig
 from trainer.corpus import cache_root
 from trainer.flat import Buffers
@@ -118,7 +120,8 @@ def machine(device: torch.device, name: str) -> str:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"{name} sm_{major}{minor}"
-    return f"{name} {torch.backends.cpu.get_cpu_capability()}"
+    features = hashlib.sha256(" ".join(sorted(processor.flags())).encode()).hexdigest()[:8]
+    return f"{name} {torch.backends.cpu.get_cpu_capability()} {features} {' '.join(platform.libc_ver())}"
 
 
 @cache

@@ -82,8 +82,7 @@ def _harmless(tar: tarfile.TarFile, size: int) -> list[tarfile.TarInfo]:
     total = 0
     for member in tar:
         name = member.name
-        parts = PurePosixPath(name).parts
-        if name.startswith("/") or ".." in parts or not parts or "\\" in name:
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise DamagedError(f"the archive of a compiled step has a file {name[:200]!r}")
         if not member.isreg() or member.issparse():
             raise DamagedError(f"the archive of a compiled step has {name[:200]!r}, which is no plain file")

@@ -69,16 +69,15 @@ def fetch(store: ObjectStore, key: str, note: StepNote, file: Path) -> None:
     """Write the archive to `file`, whole. DamagedError where it is not what the note says; OSError where
     `file` cannot be written.
     """
-    digest, size, name = hashlib.sha256(), 0, _archive_key(key, note)
+    digest, name = hashlib.sha256(), _archive_key(key, note)
     try:
         with file.open("wb") as out:
             for chunk in store.get(name, end=note.size + 1):
                 digest.update(chunk)
-                size += len(chunk)
                 out.write(chunk)
     except NotFoundError as error:
         raise DamagedError(f"{store.uri}: {name} is missing") from error
-    if (size, digest.hexdigest()) != (note.size, note.sha256):
+    if digest.hexdigest() != note.sha256:
         raise DamagedError(f"{store.uri}: {name} is damaged: its SHA-256 is not {note.sha256[:16]}…")
 
 

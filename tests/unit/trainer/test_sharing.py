@@ -1,5 +1,5 @@
-"""Asking for a compiled step that another machine has made. Nothing is compiled: what is loaded are the programs
-as they are."""
+"""Asking for a compiled step that another machine has made. Nothing is compiled here: the programs are run as
+they are."""
 
 from __future__ import annotations
 

@@ -15,6 +15,8 @@ Environment variables (all optional):
 ``ORCH_DEVICE``             ``cpu`` or ``cuda``: what the placement granted
 ``ORCH_CPUS``               how many threads the placement granted
 ``ORCH_CACHE_DIR``          what later runs on this node can use again; the user's cache when unset
+``ORCH_COMPILED_WANTED``    folder for an empty file named by the key of the compiled step that is needed. It
+                            goes once the step is in the cache or cannot be had. Unset where none are shared
 ==========================  =========================================================================
 
 ``SIGTERM`` means "save and stop"; exit code :data:`EXIT_SAVED` answers "saved, resume me" and

@@ -176,9 +176,9 @@ class GarbageView(_Message):
     """What was collected, or would be."""
 
     run: str
-    """Empty for unfinished writes, which belong to no run."""
+    """Empty for unfinished writes and compiled steps, which belong to no run."""
     name: str = ""
-    """Empty where the ledger does not know the run."""
+    """Empty where the ledger does not know the run, and for unfinished writes."""
     objects: int = 0
     size: int = 0
     """Bytes."""

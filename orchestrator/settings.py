@@ -10,6 +10,9 @@
 ``ORCH_DOWNLOAD_LIMIT``  the same from it
 ``ORCH_CACHE_SIZE``      bytes of checkpoints that a node keeps at most, as in ``10GB``; ``0`` for none;
                          10 GB or a tenth of the disk when unset, whichever is less
+``ORCH_SHARE_COMPILED``  ``1`` on a node that takes compiled steps from the object store and puts its own
+                         there; they are native code: whoever can write to the store can run code on it
+``ORCH_CACHE_DIR``       where the trainer keeps them and other things; the user's cache when unset
 =======================  =========================================================================
 
 Limits hold for each process by itself. A node takes them from the environment of the `orch up` or `orch join`
@@ -163,6 +166,14 @@ def size(name: str, environ: Mapping[str, str] | None = None) -> int | None:
             f"{name} is {text!r}, which is no number of bytes", remedy=f"Write {name}=10GB, 500MiB or 0."
         )
     return int(amount)
+
+
+def flag(name: str, environ: Mapping[str, str] | None = None) -> bool:
+    """Whether an environment variable is ``1``. SetupError where it is neither that nor ``0`` nor empty."""
+    text = (os.environ if environ is None else environ).get(name, "").strip()
+    if text not in ("", "0", "1"):
+        raise SetupError(f"{name} is {text!r}", remedy=f"Write {name}=1 or {name}=0.")
+    return text == "1"
 
 
 def _amount(text: str, *, per_second: bool) -> float | None:

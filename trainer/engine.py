@@ -30,6 +30,7 @@ from trainer.orders import Programs
 from trainer.programs import NEVER
 from trainer.ranks import Ranks
 from trainer.rng import Stream, stream_seed
+from trainer.sharing import Request
 
 _WORTHWHILE_S = 120.0
 """With `compile: auto`, what an uncompiled run would still take for compiling to begin."""
@@ -160,8 +161,8 @@ class SwitchingEngine:
 
     With `compile: true` that is before the first update, so that every update of the run is made in the same
     way. With `compile: auto` it is compiled beside training, if the run is long enough, and taken from the
-    node's cache if it is there; at which step the compiled one takes over depends on the clock. `say` is
-    called with what people should know.
+    node's cache if it is there; at which step the compiled one takes over depends on the clock. What another
+    node has compiled comes first, where nodes share it. `say` is called with what people should know.
     """
 
     def __init__(
@@ -190,6 +191,8 @@ class SwitchingEngine:
         self._buffers = Buffers(model, self.optimizer)
         self._order = order_for(config, vocab_size, batches.tokens("train"), hardware, ranks)
         self._take_from_cache()
+        self._request = Request(self._order.key)
+        self._asking = ranks.world == 1 and self._fast is None and self._request.pending
         if self._fast is None and config.compile is True:
             self._compile_first()
 
@@ -226,9 +229,9 @@ class SwitchingEngine:
     def _look(self, step: int) -> None:
         """Begin to compile once it is known to be worth it, and take over what has been compiled."""
         now = time.monotonic()
-        if self._compiler is None:
-            if self._begun is None:
-                self._begun = (now, step)
+        if self._begun is None:
+            self._begun = (now, step)
+        if self._compiler is None and not self._asking:
             elapsed, steps = now - self._begun[0], step - self._begun[1]
             if steps < _ESTIMATE_STEPS or elapsed < _ESTIMATE_S:
                 return
@@ -239,7 +242,10 @@ class SwitchingEngine:
             self._attempt(self._begin_to_compile)
         elif now - self._polled >= _POLL_S:
             self._polled = now
-            self._attempt(lambda: self._take_over(step))
+            if self._asking:
+                self._take_answer(step)
+            else:
+                self._attempt(lambda: self._take_over(step))
 
     def _attempt(self, action: Callable[[], None]) -> None:
         try:
@@ -259,6 +265,15 @@ class SwitchingEngine:
             if self._fast is None:
                 raise LibraryError("the compiled step cannot be used")
             self._say(f"step {step}: the compiled step takes over")
+
+    def _take_answer(self, step: int) -> None:
+        """Take over what another node has compiled; where that did not come, it is compiled here."""
+        if self._request.pending:
+            return
+        self._asking = False
+        self._take_from_cache()
+        if self._fast is not None:
+            self._say(f"step {step}: the compiled step takes over; another machine has compiled it")
 
     def _take_from_cache(self) -> None:
         """Use the node's compiled step, if all ranks have it."""
@@ -293,6 +308,10 @@ class SwitchingEngine:
         return programs
 
     def _compile_first(self) -> None:
+        self._request.wait()
+        self._take_from_cache()  # on all ranks, whether or not they could ask
+        if self._fast is not None:
+            return
         self._say("compiling the step; it takes about a minute, and later runs on this machine start at once")
         try:
             self._compiler = Compiler(self._order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from trainer import processor
 from trainer.config import TrainerConfig
 from trainer.flat import Buffers
 from trainer.model_fast import build_model
@@ -92,7 +94,8 @@ def machine(device: torch.device, name: str) -> str:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"{name} sm_{major}{minor}"
-    return f"{name} {torch.backends.cpu.get_cpu_capability()}"
+    features = hashlib.sha256(" ".join(sorted(processor.flags())).encode()).hexdigest()[:8]
+    return f"{name} {torch.backends.cpu.get_cpu_capability()} {features} {' '.join(platform.libc_ver())}"
 
 
 @cache

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from orchestrator.agent.artifacts import Artifacts
 from orchestrator.agent.closing import Closing, Patience
+from orchestrator.agent.compiled import SharedSteps, cache_root
 from orchestrator.agent.disk import DiskWatch
 from orchestrator.agent.fence import FenceWatch
 from orchestrator.agent.identity import boot_id, cpu_name, gpu_name, oom_kills
@@ -73,6 +74,7 @@ class Attempt:
         self._output = OutputLog(folder.output)
         self._saver: Saver | None = None
         self._fence: FenceWatch | None = None
+        self._shared: SharedSteps | None = None
         self._kill_at: float | None = None
         self._killed = False
         self._spawn_began = 0.0
@@ -184,6 +186,8 @@ class Attempt:
     def _spawn(self, opened: Opened) -> None:
         began = self._clock.monotonic()
         reply = self._reporter.reply
+        sharing = opened.shares_compiled and self._job.spec.command is None
+        cache = cache_root(self._environ) if sharing else None
         command = build_command(
             self._job,
             self._folder,
@@ -191,9 +195,12 @@ class Attempt:
             gpus=bool(self._launch.gpu_ids),
             resume=opened.directory,
             mlflow_run_id=self._job.mlflow_run_id or (reply.mlflow_run_id if reply else None),
+            shared_cache=cache,
         )
         log.info("starting %s in %s", command.argv, command.cwd)
         self._start_followers(opened)
+        if cache is not None:
+            self._share(opened, cache)
         self._reporter.update(first_step=opened.first_step)
         self._spawn_began = began
         self._program.start(command)
@@ -207,6 +214,21 @@ class Attempt:
         fence.start()
         self._artifacts.start()
         self._saver, self._fence, self._cache = saver, fence, opened.cache
+
+    def _share(self, opened: Opened, cache: Path) -> None:
+        saver = self._saver
+        assert saver is not None
+        self._shared = SharedSteps(
+            opened.store,
+            self._folder.wanted,
+            cache,
+            self._job.node,
+            lambda: not saver.idle,
+            self._reporter.event,
+            self._notify,
+            self._clock,
+        )
+        self._shared.start()
 
     def _follow(self) -> None:
         """Until neither the program nor anything that it started runs."""
@@ -306,6 +328,8 @@ class Attempt:
             self._rest(POLL_S)
         self._triggers.look()
         saver.close()
+        if self._shared is not None:
+            self._shared.end(self._patience.compiled, self._rest, self._triggers.look)
 
     def _commit_patience(self, saver: Saver) -> float:
         stop = self._final_stop()

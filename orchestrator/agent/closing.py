@@ -29,6 +29,8 @@ class Patience:
     """The same where the store is full: somebody has to make room."""
     cancelled: float = 30.0
     """For the last checkpoint of a run whose result may not be wanted."""
+    compiled: float = 10.0
+    """For a compiled step to be stored, where nobody has asked the run to end."""
     artifacts: float = 120.0
     """For artifacts to be sent."""
     deliver: float = 600.0

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from orchestrator.errors import (
     StoreUnavailableError,
 )
 from orchestrator.messages import Transfer
+from orchestrator.settings import flag
 from orchestrator.store.cache import NO_CACHE, CheckpointCache
 from orchestrator.store.checkpoints import Restored, restore, restore_path
 from orchestrator.store.objects import ObjectStore, open_store, store_id
@@ -50,6 +51,8 @@ class Opened:
     """The step to go on from; 0 at the beginning, None where a plain directory does not say."""
     cache: CheckpointCache
     """Where this node keeps checkpoints, so as not to fetch them."""
+    shares_compiled: bool = False
+    """Whether this node takes compiled steps from the store."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ class Opening:
 
     def _run(self) -> None:
         try:
-            self.opened = self._open()
+            shares = flag("ORCH_SHARE_COMPILED")
+            self.opened = replace(self._open(), shares_compiled=shares)
         except OrchError as error:
             self.error = error
         except Exception as error:

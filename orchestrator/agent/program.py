@@ -25,7 +25,7 @@ _SECRETS = frozenset(
 )
 """The store's credentials. A program that prints its environment would put them into the run's log."""
 _OURS = "ORCH_"
-_KEPT = frozenset({"ORCH_DATA_DIR"})
+_KEPT = frozenset({"ORCH_DATA_DIR", "ORCH_CACHE_DIR"})
 """What a program may inherit of our own variables."""
 
 
@@ -47,8 +47,11 @@ def build_command(
     gpus: bool,
     resume: Path | None,
     mlflow_run_id: str | None,
+    shared_cache: Path | None = None,
 ) -> Command:
-    """The command of an attempt; writes the trainer's configuration where the spec has one."""
+    """The command of an attempt; writes the trainer's configuration where the spec has one. With
+    `shared_cache` the trainer keeps compiled steps there, and asks for those that it lacks.
+    """
     extra: dict[str, str] = {}
     cwd = str(folder.program)
     if job.spec.command is not None:
@@ -59,6 +62,8 @@ def build_command(
         folder.config.write_text(_trainer_config(job).model_dump_json(indent=1))
         argv = [sys.executable, "-m", "trainer", "--config", str(folder.config)]
     contract = _contract(job, folder, gpus=gpus, resume=resume, mlflow_run_id=mlflow_run_id)
+    if shared_cache is not None:
+        contract |= {"ORCH_CACHE_DIR": str(shared_cache), "ORCH_COMPILED_WANTED": str(folder.wanted)}
     env = {**_inherited(base_env), "PYTHONUNBUFFERED": "1", **extra, **contract}
     return Command(argv, env, cwd, str(folder.output))
 

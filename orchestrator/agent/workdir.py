@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 KEEP_ATTEMPTS = 20
 """Folders of ended attempts that stay on a node."""
-_BULK = ("program", "checkpoints", "taken", "restore")
+_BULK = ("program", "checkpoints", "taken", "restore", "wanted")
 _DATA = ("artifacts", "metrics.jsonl", "output.log", "config.json", "keeper.json")
 
 
@@ -91,9 +91,14 @@ class WorkDir:
         """Files that are kept with the run."""
         return self.root / "artifacts"
 
+    @property
+    def wanted(self) -> Path:
+        """Where the trainer asks for compiled steps."""
+        return self.root / "wanted"
+
     def prepare(self) -> None:
         """Create the folders that the program finds."""
-        for folder in (self.program, self.checkpoints, self.taken, self.artifacts):
+        for folder in (self.program, self.checkpoints, self.taken, self.artifacts, self.wanted):
             folder.mkdir(exist_ok=True)
 
     def clean(self, everything_delivered: bool) -> None:

@@ -34,9 +34,10 @@ def gc(
     """Delete what no checkpoint needs from the checkpoint store.
 
     That is the data of checkpoints that retention has removed (after the `grace` of their spec), what dead
-    attempts have sent and never committed, and unfinished uploads older than a day. Running runs are not
-    disturbed. The controller does this by itself for runs that have ended; checkpoints that are listed as
-    kept are never touched. Ends with 8 where something could not be read.
+    attempts have sent and never committed, unfinished uploads older than a day, and compiled steps that have
+    been shared for 90 days. Running runs are not disturbed. The controller does this by itself for runs that
+    have ended, but for compiled steps; checkpoints that are listed as kept are never touched. Ends with 8
+    where something could not be read.
 
     - `orch gc --dry-run`
     """
@@ -66,5 +67,5 @@ def _print(found: list[GarbageView], dry_run: bool) -> None:
 
 
 def _row(view: GarbageView) -> list[Cell]:
-    name = view.name if view.run else "unfinished uploads"
+    name = view.name if view.run or view.name else "unfinished uploads"
     return [view.run or "-", name, str(view.objects), render.size(view.size), view.problem]

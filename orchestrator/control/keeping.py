@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from orchestrator.clock import Clock
@@ -14,6 +14,7 @@ from orchestrator.domain.records import RunRecord
 from orchestrator.domain.states import RunState
 from orchestrator.errors import ConflictError, NotFoundError, OrchError
 from orchestrator.messages import CheckpointView, GarbageView
+from orchestrator.store import compiled
 from orchestrator.store.checkpoints import checkpoints
 from orchestrator.store.gc import collect, stored_runs
 from orchestrator.store.ledger import Ledger
@@ -110,6 +111,7 @@ class Keeping:
                 self._collect(run_id, known.get(run_id), dry_run=dry_run)
                 for run_id in stored_runs(self._store)
             ]
+            found.append(self._collect_steps(now, dry_run))
         if unfinished:
             size = sum(info.size for info in unfinished)
             found.append(GarbageView(run="", objects=len(unfinished), size=size))
@@ -160,6 +162,14 @@ class Keeping:
             log.warning("run %s: garbage could not be collected: %s", run_id, error.message)
             return GarbageView(run=run_id, name=name, problem=error.message)
         return GarbageView(run=run_id, name=name, objects=found.objects, size=found.size)
+
+    def _collect_steps(self, now: datetime, dry_run: bool) -> GarbageView:
+        try:
+            found = compiled.collect(self._store, now - compiled.LIFETIME, dry_run=dry_run)
+        except OrchError as error:
+            return GarbageView(run="", name="compiled steps", problem=error.message)
+        size = sum(info.size for info in found)
+        return GarbageView(run="", name="compiled steps", objects=len(found), size=size)
 
     def _find(self, ref: str) -> RunRecord:
         with self._ledger.read() as ledger:

@@ -38,6 +38,8 @@ def test_a_program_gets_the_contract_and_no_secret(bench: Bench, monkeypatch: py
         monkeypatch.setenv(name, TOKEN)
     monkeypatch.setenv("ORCH_HOME", "/secret/place")
     monkeypatch.setenv("ORCH_DATA_DIR", "/data")
+    monkeypatch.setenv("ORCH_CACHE_DIR", "/cache")
+    monkeypatch.setenv("ORCH_SHARE_COMPILED", "1")  # which is for the built-in trainer
     spec = bench.script("import json, os\nprint(json.dumps({**dict(os.environ), 'cwd': os.getcwd()}))")
     spec["command"]["env"] = {"MINE": "yes", "OMP_NUM_THREADS": "99"}
     bench.start(
@@ -57,6 +59,7 @@ def test_a_program_gets_the_contract_and_no_secret(bench: Bench, monkeypatch: py
         "ORCH_DEVICE": "cpu",
         "ORCH_CPUS": "3",
         "ORCH_DATA_DIR": "/data",
+        "ORCH_CACHE_DIR": "/cache",
     }
     assert {name: value for name, value in env.items() if name.startswith("ORCH_")} == expected
     assert env["OMP_NUM_THREADS"] == env["MKL_NUM_THREADS"] == "3"
@@ -106,6 +109,14 @@ def test_a_checkpoint_without_files_is_said_and_not_fatal(bench: Bench) -> None:
 def test_a_saved_program_that_was_not_asked_to_end_is_resumed(bench: Bench) -> None:
     bench.start(bench.script("raise SystemExit(75)"))
     assert bench.wait_outcome().reason is Reason.SHUTDOWN
+
+
+def test_a_switch_that_says_neither_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCH_SHARE_COMPILED", "yes")
+    bench.start(bench.script("raise SystemExit(1)"))
+    outcome = bench.wait_outcome()
+    assert "ORCH_SHARE_COMPILED is 'yes'" in outcome.message
+    assert bench.controller.log == b""
 
 
 def test_an_agent_imports_nothing_heavy() -> None:

@@ -59,11 +59,13 @@ def test_gc(fake: FakeController, orch: Orch) -> None:
     assert fake.garbage_wanted
     fake.garbage = [GarbageView(run="abcd2345", name="demo", objects=3, size=5_000_000)]
     fake.garbage += [GarbageView(run="", objects=1, size=5_000_000)]
+    fake.garbage += [GarbageView(run="", name="compiled steps", objects=2)]
     told = orch("gc", "--dry-run").out.splitlines()
     assert not fake.garbage_wanted
     assert "unfinished uploads" in told[2]
-    assert told[-1] == "4 objects, 9.5 MiB would be deleted"
-    assert orch("gc").out.splitlines()[-1] == "deleted 4 objects, 9.5 MiB"
+    assert "compiled steps" in told[3]
+    assert told[-1] == "6 objects, 9.5 MiB would be deleted"
+    assert orch("gc").out.splitlines()[-1] == "deleted 6 objects, 9.5 MiB"
     fake.garbage = [GarbageView(run="abcd2345", problem="its log is damaged")]
     failed = orch("gc", "--json")
     assert (failed.code, failed.json[0]["problem"]) == (8, "its log is damaged")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from orchestrator.errors import ConflictError, NotFoundError
 from orchestrator.messages import SubmitRequest
 from orchestrator.spec import CheckpointPolicy
 from orchestrator.store.checkpoints import CheckpointWriter, verify
+from orchestrator.store.compiled import StepNote, publish
 from orchestrator.store.importing import import_directory
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.records import log_key
@@ -125,6 +126,16 @@ class TestGarbage:
         kept = RunLog(store, run).history().live
         assert [verify(store, record) for record in kept] == [[]]
         assert any("30-half" in info.key for info in store.list("")), "its attempt may commit it yet"
+
+    def test_compiled_steps_of_long_ago(self, client: Client, store: ObjectStore) -> None:
+        for key, days in (("a" * 32, 89), ("b" * 32, 91)):
+            at = datetime.now(UTC) - timedelta(days=days)
+            note = StepNote(sha256=hashlib.sha256(b"step").hexdigest(), size=4, at=at)
+            assert publish(store, key, note, b"step")
+        (would,) = client.collect_garbage(dry_run=True)
+        assert (would.run, would.name, would.objects) == ("", "compiled steps", 2)
+        assert client.collect_garbage(dry_run=False) == [would]
+        assert {info.key[:11] for info in store.list("compiled/")} == {"compiled/aa"}
 
     def test_an_ended_run_leaves_nothing_uncommitted(
         self, client: Client, controller: Controller, store: ObjectStore, tmp_path: Path

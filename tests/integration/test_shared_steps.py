@@ -17,6 +17,7 @@ from tests.unit.trainer.support import TINY, write_text
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(300),
+    pytest.mark.skipif("ORCH_SOAK" not in os.environ, reason="compiles for a minute: make soak"),
     pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler"),
 ]
 

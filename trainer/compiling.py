@@ -143,7 +143,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         folder.mkdir()
         if order.device == "cuda":
-            try_out(order, in_process(order, folder))
+            try_out(order, in_process(order, folder, keeping=True))
         else:
             _into_libraries(order, folder)
         sums = {path.name: _sha256(path) for path in folder.iterdir() if path.suffix in (".pt2", ".made")}

@@ -21,13 +21,18 @@ _OPERATORS = tuple(f"{of}_{way}" for of in ("attention", "mlp", "norm") for way 
 """Of trainer.kernels."""
 
 
-def in_process(order: Order, folder: Path) -> Programs:
-    """For a GPU in this process: what `folder` has already, else compiled and kept there."""
+def in_process(order: Order, folder: Path, *, keeping: bool = False) -> Programs:
+    """For a GPU in this process: what `folder` has kept. Where that is nothing or cannot be used, from the
+    compiler's cache there, and from the beginning where it has none. With `keeping` compiled anew and kept.
+    """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     if order.kernels:
         importlib.import_module("trainer.kernels")  # the programs call its operators
-    if all((folder / name).is_file() for name in _MADE):
-        return Programs(*(loaded(folder / name) for name in _MADE))
+    if not keeping and all((folder / name).is_file() for name in _MADE):
+        try:
+            return Programs(*(loaded(folder / name) for name in _MADE))
+        except LibraryError as e:
+            print(f"{folder.name}: {e}", file=sys.stderr)
     from torch._inductor import standalone_compile
 
     sources = Sources.of(order)
@@ -38,7 +43,8 @@ def in_process(order: Order, folder: Path) -> Programs:
         graph = graph_of(program, arguments, "real")
         with torch.no_grad():
             made = standalone_compile(graph, list(arguments), dynamic_shapes="from_example_inputs")
-        keep(made, file)
+        if keeping:
+            keep(made, file)
         return lambda *tensors: made(*tensors)
 
     try:

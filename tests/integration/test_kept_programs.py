@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from trainer.in_process import keep, loaded
+from trainer.in_process import in_process, keep, loaded
 from trainer.library import LibraryError
 from trainer.programs import graph_of
 
@@ -54,3 +56,26 @@ def test_a_program_that_cannot_be_kept_leaves_nothing(
     keep(Unkeepable(), tmp_path / "program.made")
     assert not list(tmp_path.iterdir())
     assert "program.made is not kept: there's no artifact to save" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_kept_and_cannot_be_used_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And is not written again: the entry names the hash of what is there."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # is set, and put back afterwards
+    arguments = (torch.arange(8.0), torch.zeros(8))
+    sources = SimpleNamespace(
+        gradient=twice, gradient_arguments=arguments, update=twice, update_arguments=arguments
+    )
+    monkeypatch.setattr("trainer.in_process.Sources.of", lambda order: sources)
+    order: Any = SimpleNamespace(kernels=False)
+    in_process(order, tmp_path, keeping=True)
+    made = tmp_path / "update.made"
+    assert made.stat().st_size > 1000
+    made.write_bytes(b"useless")
+    x, out = torch.arange(8.0) + 1.0, torch.zeros(8)
+    in_process(order, tmp_path).update(x, out)
+    assert torch.equal(out, x * 2.0)
+    assert "update.made: " in capsys.readouterr().err
+    assert made.read_bytes() == b"useless"

@@ -73,7 +73,7 @@ def order_for(
         part=Part(sequences // pieces, count * pieces, ranks.world, adds=pieces > 1),
         rows=count if ranks.world == 1 else 1,
         kernels=_takes_kernels(config, hardware, sequences // pieces),
-        threads=hardware.threads,
+        threads=hardware.threads if hardware.device.type == "cpu" else 1,
         machine=machine(hardware.device, hardware.name()),
         versions=versions(),
     )

@@ -7,6 +7,7 @@ An entry is the folder ``compiled/KEY`` in the cache folder (see :func:`trainer.
 ``update.pt2``     for a CPU: the change of all weights
 ``gradient.made``  for a GPU: the same two as the compiler keeps them, see :mod:`trainer.in_process`
 ``update.made``
+``*.tensors``      for a GPU: what each of them is called with at the end
 ``inductor/``      for a GPU: the compiler's own cache. It has the choice of the fastest kernels, and
                    what the programs are made from in some seconds where it could not keep them
 ``entry.json``     what it was made for, and the SHA-256 of the files, which is checked first
@@ -146,7 +147,7 @@ def main() -> int:
             try_out(order, in_process(order, folder, keeping=True))
         else:
             _into_libraries(order, folder)
-        sums = {path.name: _sha256(path) for path in folder.iterdir() if path.suffix in (".pt2", ".made")}
+        sums = {path.name: _sha256(path) for path in folder.iterdir() if path.suffix in (".pt2", ".made", ".tensors")}
         entry = {"order": order.model_dump(mode="json"), "sha256": sums}
         aside = folder / f".{ENTRY}"
         aside.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")

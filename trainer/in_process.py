@@ -16,7 +16,7 @@ from trainer.library import LibraryError
 from trainer.orders import Order, Programs, Sources
 from trainer.programs import Program, graph_of
 
-_MADE = ("gradient.made", "update.made")
+_PROGRAMS = ("gradient", "update")
 _OPERATORS = tuple(f"{of}_{way}" for of in ("attention", "mlp", "norm") for way in ("forward", "backward"))
 """Of trainer.kernels."""
 
@@ -28,9 +28,9 @@ def in_process(order: Order, folder: Path, *, keeping: bool = False) -> Programs
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     if order.kernels:
         importlib.import_module("trainer.kernels")  # the programs call its operators
-    if not keeping and all((folder / name).is_file() for name in _MADE):
+    if not keeping and all((folder / f"{name}.made").is_file() for name in _PROGRAMS):
         try:
-            return Programs(*(loaded(folder / name) for name in _MADE))
+            return Programs(*(loaded(folder / f"{name}.made", order.device) for name in _PROGRAMS))
         except LibraryError as e:
             print(f"{folder.name}: {e}", file=sys.stderr)
     from torch._inductor import standalone_compile
@@ -41,31 +41,60 @@ def in_process(order: Order, folder: Path, *, keeping: bool = False) -> Programs
 
     def compiled(program: Program, arguments: tuple[Tensor, ...], file: Path) -> Callable[..., object]:
         graph = graph_of(program, arguments, "real")
+        tensors = lift(graph)
         with torch.no_grad():
-            made = standalone_compile(graph, list(arguments), dynamic_shapes="from_example_inputs")
+            made = standalone_compile(graph, [*arguments, *tensors], dynamic_shapes="from_example_inputs")
         if keeping:
-            keep(made, file)
-        return lambda *tensors: made(*tensors)
+            keep(made, tensors, file)
+        return lambda *given: made(*given, *tensors)
 
     try:
         return Programs(
-            compiled(sources.gradient, sources.gradient_arguments, folder / _MADE[0]),
-            compiled(sources.update, sources.update_arguments, folder / _MADE[1]),
+            compiled(sources.gradient, sources.gradient_arguments, folder / "gradient.made"),
+            compiled(sources.update, sources.update_arguments, folder / "update.made"),
         )
     except RuntimeError as e:
         raise LibraryError(str(e).strip().partition("\n")[0]) from e
 
 
-def keep(made: Any, file: Path) -> None:
-    """Keep a program as the compiler does, or leave none where it knows none that it could keep."""
+def lift(graph: torch.fx.GraphModule) -> list[Tensor]:
+    """Make the tensors that belong to a graph, tables of angles say, further inputs of it; returns them.
+
+    The compiler keeps the code of a program, not its tensors: one that was kept with them could not be called.
+    """
+    tensors: list[Tensor] = []
+    inputs: dict[str, torch.fx.Node] = {}
+    last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr" or not isinstance(tensor := getattr(graph, str(node.target)), Tensor):
+            continue
+        if node.target not in inputs:
+            with graph.graph.inserting_after(last):
+                last = graph.graph.placeholder(f"lifted{len(tensors)}")
+            last.meta = dict(node.meta)
+            inputs[str(node.target)] = last
+            tensors.append(tensor.detach())
+        node.replace_all_uses_with(inputs[str(node.target)])
+        graph.graph.erase_node(node)
+    for name in inputs:
+        delattr(graph, name)  # or it would be an input once more
+    graph.recompile()
+    return tensors
+
+
+def keep(made: Any, tensors: list[Tensor], file: Path) -> None:
+    """Keep a program as the compiler does, and `tensors` that it is called with at the end, beside it; or leave
+    nothing where the compiler knows none that it could keep.
+    """
     try:
         made.save(path=str(file), format="binary")
+        torch.save(tensors, _tensors_of(file))
     except (RuntimeError, AssertionError) as e:
         print(f"{file.name} is not kept: {e}", file=sys.stderr)  # found again in the compiler's cache
         file.unlink(missing_ok=True)
 
 
-def loaded(file: Path) -> Callable[..., object]:
+def loaded(file: Path, device: str) -> Callable[..., object]:
     """A program that was kept.
 
     Raises:
@@ -74,11 +103,16 @@ def loaded(file: Path) -> Callable[..., object]:
     from torch._inductor.standalone_compile import CompiledArtifact
 
     try:
+        tensors = torch.load(_tensors_of(file), map_location=device, weights_only=True)
         with torch.no_grad():
             made = CompiledArtifact.load(path=str(file), format="binary")
     except Exception as e:  # pickled objects of the compiler: whatever loading them raises
         raise LibraryError(f"{file.name}: {type(e).__name__}: {e}") from e
-    return lambda *tensors: made(*tensors)
+    return lambda *given: made(*given, *tensors)
+
+
+def _tensors_of(file: Path) -> Path:
+    return file.with_suffix(".tensors")
 
 
 def _call_as_they_are(operators: tuple[str, ...]) -> None:

@@ -72,7 +72,7 @@ class Order(BaseModel):
     kernels: bool
     """Whether to use our own kernels for GPUs."""
     threads: int
-    """Of the update; a gradient is computed by one."""
+    """Of the update on a CPU; a gradient is computed by one."""
     machine: str
     """What the compiler compiles for."""
     versions: str

@@ -10,9 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.in_process import in_process, keep, loaded
+from trainer.in_process import in_process, keep, lift, loaded
 from trainer.library import LibraryError
 from trainer.programs import graph_of
+
+
+TABLE, OTHER = torch.linspace(0.0, 1.0, 8), torch.linspace(5.0, 6.0, 8)
+
+
+def by_tables(x: Tensor, out: Tensor) -> Tensor:
+    """With tensors of its own, one of them used twice; changes an argument, as the trainer's programs do."""
+    out.copy_(x * TABLE + OTHER + TABLE)
+    return x.sum()
 
 
 def twice(x: Tensor, out: Tensor) -> Tensor:
@@ -28,21 +37,22 @@ def test_a_kept_program_does_the_same_and_a_damaged_one_is_refused(
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     arguments = (torch.arange(8.0), torch.zeros(8))
+    graph = graph_of(by_tables, arguments, "real")
+    tensors = lift(graph)
+    assert [tensor.tolist() for tensor in tensors] == [TABLE.tolist(), OTHER.tolist()]
     with torch.no_grad():
-        made = standalone_compile(
-            graph_of(twice, arguments, "real"), list(arguments), dynamic_shapes="from_example_inputs"
-        )
+        made = standalone_compile(graph, [*arguments, *tensors], dynamic_shapes="from_example_inputs")
     file = tmp_path / "program.made"
-    keep(made, file)
+    keep(made, tensors, file)
     x, out = torch.arange(8.0) + 1.0, torch.zeros(8)
-    loaded(file)(x, out)
-    assert torch.equal(out, x * 2.0)
+    loaded(file, "cpu")(x, out)
+    assert torch.equal(out, x * TABLE + OTHER + TABLE)
 
     whole = file.read_bytes()
     for damaged in (whole[:-100], b"x" + whole[1:], b""):
         file.write_bytes(damaged)
         with pytest.raises(LibraryError, match=r"program\.made: "):
-            loaded(file)
+            loaded(file, "cpu")
 
 
 def test_a_program_that_cannot_be_kept_leaves_nothing(
@@ -53,7 +63,7 @@ def test_a_program_that_cannot_be_kept_leaves_nothing(
             Path(path).write_bytes(b"half")
             raise RuntimeError("there's no artifact to save")
 
-    keep(Unkeepable(), tmp_path / "program.made")
+    keep(Unkeepable(), [], tmp_path / "program.made")
     assert not list(tmp_path.iterdir())
     assert "program.made is not kept: there's no artifact to save" in capsys.readouterr().err
 
@@ -69,7 +79,7 @@ def test_what_was_kept_and_cannot_be_used_is_made_again(
         gradient=twice, gradient_arguments=arguments, update=twice, update_arguments=arguments
     )
     monkeypatch.setattr("trainer.in_process.Sources.of", lambda order: sources)
-    order: Any = SimpleNamespace(kernels=False)
+    order: Any = SimpleNamespace(kernels=False, device="cpu")
     in_process(order, tmp_path, keeping=True)
     made = tmp_path / "update.made"
     assert made.stat().st_size > 1000

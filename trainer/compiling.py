@@ -147,7 +147,8 @@ def main() -> int:
             try_out(order, in_process(order, folder, keeping=True))
         else:
             _into_libraries(order, folder)
-        sums = {path.name: _sha256(path) for path in folder.iterdir() if path.suffix in (".pt2", ".made", ".tensors")}
+        files = [path for path in folder.iterdir() if path.suffix in (".pt2", ".made", ".tensors")]
+        sums = {path.name: _sha256(path) for path in files}
         entry = {"order": order.model_dump(mode="json"), "sha256": sums}
         aside = folder / f".{ENTRY}"
         aside.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")

@@ -60,7 +60,7 @@ def in_process(order: Order, folder: Path, *, keeping: bool = False) -> Programs
 def lift(graph: torch.fx.GraphModule) -> list[Tensor]:
     """Make the tensors that belong to a graph, tables of angles say, further inputs of it; returns them.
 
-    The compiler keeps the code of a program, not its tensors: one that was kept with them could not be called.
+    The compiler keeps the code of a program without its tensors, and then calls it with too few.
     """
     tensors: list[Tensor] = []
     inputs: dict[str, torch.fx.Node] = {}
@@ -83,8 +83,9 @@ def lift(graph: torch.fx.GraphModule) -> list[Tensor]:
 
 
 def keep(made: Any, tensors: list[Tensor], file: Path) -> None:
-    """Keep a program as the compiler does, and `tensors` that it is called with at the end, beside it; or leave
-    nothing where the compiler knows none that it could keep.
+    """Keep a program as the compiler does, and beside it the tensors that it is called with at the end.
+
+    Nothing is left where the compiler knows of none that it could keep.
     """
     try:
         made.save(path=str(file), format="binary")

@@ -14,7 +14,6 @@ from trainer.in_process import in_process, keep, lift, loaded
 from trainer.library import LibraryError
 from trainer.programs import graph_of
 
-
 TABLE, OTHER = torch.linspace(0.0, 1.0, 8), torch.linspace(5.0, 6.0, 8)
 
 

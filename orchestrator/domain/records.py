@@ -39,13 +39,31 @@ class RunRecord:
     restore_path: str | None = None
     seconds_used: float = 0.0
     """Time that ended attempts have spent."""
+    gpu_seconds_used: float = 0.0
+    """The same, times the GPUs that were granted; a share counts as its part of the GPU's memory."""
+    held: bool = False
+    """Its user holds it back: nothing starts until it is released."""
+    front: int = 0
+    """Among runs of one priority a larger number goes first: `orch queue top` sets it."""
     started_at: datetime | None = None
     ended_at: datetime | None = None
 
 
 @dataclass(frozen=True)
+class Member:
+    """Where one rank of a gang runs."""
+
+    ray_id: str
+    node: str
+    gpu_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class AttemptRecord:
-    """One launch of a run on one node, with the resources that it was granted."""
+    """One launch of a run, with the resources that it was granted; of a gang, all ranks together.
+
+    `ray_id`, `node` and `gpu_ids` are rank 0's.
+    """
 
     run_id: str
     number: int
@@ -55,6 +73,12 @@ class AttemptRecord:
     variant: Variant
     phase: Phase
     created_at: datetime
+    gpu_ids: tuple[int, ...] = ()
+    """Indices of the node's GPUs that it may use."""
+    members: tuple[Member, ...] = ()
+    """The ranks from 1 on."""
+    backfill: bool = False
+    """Whether it started before a run that goes first and did not fit; it makes room once that one would."""
     reason: Reason | None = None
     message: str = ""
     exit_code: int | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -33,10 +34,23 @@ class Variant(_Model):
     """CPU threads granted to the program."""
     gpus: Annotated[int, Field(ge=0, le=64)] = 0
     """Whole GPUs granted to the program."""
+    gpu_memory: ByteSize | None = None
+    """Share one GPU with other runs: this much of its memory, such as `6GiB`, which the program cannot
+    exceed. A whole GPU when unset."""
     memory: ByteSize | None = None
     """Main memory to reserve, such as `2GiB`."""
+    ranks: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Processes that start together or not at all, as torchrun's. The resources are those of each."""
     trainer: Annotated[dict[str, Any], BeforeValidator(checks.check_overrides)] = Field(default_factory=dict)
     """Trainer settings that differ on this placement, such as `dtype: bfloat16`."""
+
+    @model_validator(mode="after")
+    def _one_gpu_is_shared(self) -> Self:
+        if self.gpu_memory is not None and self.gpus != 1:
+            raise ValueError(
+                f"gpu_memory is a share of one GPU: expected `gpus: 1` beside it, got {self.gpus}"
+            )
+        return self
 
 
 class CheckpointPolicy(_Model):
@@ -92,11 +106,25 @@ class RunSpec(_Model):
     """Checkpoint to begin from: a run, `run@step`, `run@tag`, `import:name`, or the path of a checkpoint
     directory."""
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
-    """Higher goes first."""
+    """Higher goes first, and takes the place of lower ones, which save and wait."""
+    start: Literal["any", "best"] = "any"
+    """`any` begins on the first placement that is free. `best` waits for the first one in the list, for
+    `wait` at most."""
+    wait: Seconds = 3600.0
+    """With `start: best`, the longest wait for the best placement."""
+    migrate: Literal["auto", "never"] = "auto"
+    """`auto` moves a run to a better placement when one is free and the move pays. `never`: it stays where it
+    began, unless its user moves it or the machine is lost."""
+    away: Seconds = 600.0
+    """How long a machine may be unreachable, asleep for example, before the run goes on elsewhere."""
     retries: Annotated[int, Field(ge=0, le=100)] = 3
     """How often an unexplained failure is tried again."""
     max_duration: Seconds | None = None
     """Longest time of training over all attempts, such as `8h`."""
+    deadline: AwareDatetime | None = None
+    """When it has to have ended, such as `2027-03-01T07:00:00+01:00`; it is stopped then."""
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """Most hours of GPUs that all attempts together may use."""
     tags: dict[Name, FreeText] = Field(default_factory=dict)
     """Free labels, shown in MLflow."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, select
 from sqlalchemy.engine import RowMapping
 
-from orchestrator.domain.records import AttemptRecord, EventRecord, RunRecord
+from orchestrator.domain.records import AttemptRecord, EventRecord, Member, RunRecord
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import RunSpec, Variant
@@ -223,8 +223,9 @@ def _run_values(run: RunRecord) -> dict[str, Any]:
         "pin_pool",
     )
     more = ("stop", "attempt", "restore_run", "restore_step", "restore_path", "seconds_used")
+    queue = ("gpu_seconds_used", "held", "front")
     return {
-        **{name: getattr(run, name) for name in (*plain, *more)},
+        **{name: getattr(run, name) for name in (*plain, *more, *queue)},
         "name": run.spec.name,
         "experiment": run.spec.experiment,
         "spec": run.spec.model_dump(mode="json"),
@@ -248,10 +249,12 @@ def _run(row: RowMapping) -> RunRecord:
 
 def _attempt_values(attempt: AttemptRecord) -> dict[str, Any]:
     plain = ("run_id", "number", "ray_id", "node", "variant_index", "phase", "reason", "message", "exit_code")
-    more = ("device", "device_name", "first_step", "last_step", "timings")
+    more = ("device", "device_name", "first_step", "last_step", "timings", "backfill")
     return {
         **{name: getattr(attempt, name) for name in (*plain, *more)},
         "variant": attempt.variant.model_dump(mode="json"),
+        "gpu_ids": list(attempt.gpu_ids),
+        "members": [asdict(member) for member in attempt.members],
         "created_at": _text(attempt.created_at),
         "started_at": _text(attempt.started_at),
         "ended_at": _text(attempt.ended_at),
@@ -261,6 +264,10 @@ def _attempt_values(attempt: AttemptRecord) -> dict[str, Any]:
 def _attempt(row: RowMapping) -> AttemptRecord:
     values = dict(row)
     values["variant"] = Variant.model_validate(values["variant"])
+    values["gpu_ids"] = tuple(values["gpu_ids"])
+    values["members"] = tuple(
+        Member(member["ray_id"], member["node"], tuple(member["gpu_ids"])) for member in values["members"]
+    )
     values["phase"] = Phase(values["phase"])
     values["reason"] = Reason(values["reason"]) if values["reason"] else None
     for key in ("created_at", "started_at", "ended_at"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import JSON, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
 metadata = MetaData()
 
@@ -31,6 +31,9 @@ runs = Table(
     Column("restore_step", Integer),
     Column("restore_path", Text),
     Column("seconds_used", Float, nullable=False),
+    Column("gpu_seconds_used", Float, nullable=False, server_default="0"),
+    Column("held", Boolean, nullable=False, server_default="0"),
+    Column("front", Integer, nullable=False, server_default="0"),
     Column("created_at", String(40), nullable=False),
     Column("started_at", String(40)),
     Column("ended_at", String(40)),
@@ -47,6 +50,9 @@ attempts = Table(
     Column("node", String(63), nullable=False),
     Column("variant_index", Integer, nullable=False),
     Column("variant", JSON, nullable=False),
+    Column("gpu_ids", JSON, nullable=False, server_default="[]"),
+    Column("members", JSON, nullable=False, server_default="[]"),
+    Column("backfill", Boolean, nullable=False, server_default="0"),
     Column("phase", String(16), nullable=False),
     Column("reason", String(24)),
     Column("message", Text, nullable=False),

@@ -7,6 +7,7 @@ import logging
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.cluster.gateway import Gateway
 from orchestrator.control.beats import Beats
+from orchestrator.control.board import Board
 from orchestrator.control.config import ControllerConfig
 from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.keeping import Keeping
@@ -14,6 +15,7 @@ from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.loop import Loop
 from orchestrator.control.outcomes import Outcomes
+from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.service import Service
 from orchestrator.control.tracking import Tracking
 from orchestrator.domain.records import AttemptRecord
@@ -46,6 +48,8 @@ class Controller:
         self.beats = Beats(
             self.ledger, self.spool, files, self.live, self.outcomes, tracking, clock, self.wake
         )
+        self.board = Board(self.ledger, self.live, clock)
+        self.scheduling = Scheduling(self.board, self.ledger, clock, config.upgrade_rest_s)
         self.service = Service(
             self.ledger,
             self.spool,
@@ -53,6 +57,7 @@ class Controller:
             files,
             self.live,
             self.watcher,
+            self.scheduling,
             tracking,
             clock,
             config.mlflow_url,
@@ -60,7 +65,15 @@ class Controller:
         )
         self.keeping = Keeping(self.ledger, self.store, clock)
         self.loop = Loop(
-            config, self.ledger, self.spool, gateway, self.watcher, self.live, self.outcomes, clock
+            config,
+            self.ledger,
+            self.spool,
+            gateway,
+            self.watcher,
+            self.live,
+            self.outcomes,
+            self.scheduling,
+            clock,
         )
         self.shipper = (
             Shipper(self.spool, lambda: MlflowSink(config.mlflow_url)) if config.mlflow_url else None
@@ -88,7 +101,7 @@ class Controller:
 
     def drain(self) -> int:
         """Start nothing new and order every attempt to save; the number of attempts that have not ended."""
-        self.loop.draining = True
+        self.scheduling.draining = True
         return self.service.shut_down()
 
     def wake(self) -> None:

@@ -77,6 +77,11 @@ def shut_down(run: RunRecord) -> RunRecord:
     return run if run.stop else replace(run, state=RunState.STOPPING, stop=Reason.SHUTDOWN)
 
 
+def make_room(run: RunRecord, reason: Reason) -> RunRecord:
+    """The run ordered to save and go, and to wait in its old place; an earlier order stands."""
+    return run if run.stop else replace(run, state=RunState.STOPPING, stop=reason)
+
+
 def _finish(run: RunRecord, state: RunState, now: datetime) -> RunRecord:
     return replace(run, state=state, ended_at=now, not_before=None, stop=None)
 

@@ -175,6 +175,10 @@ class Client:
         """Save a run and go on with it in another pool."""
         return self._one(RunView, "POST", _run_path(ref, "move"), body=MoveRequest(pool=pool))
 
+    def queue(self) -> list[RunView]:
+        """Runs that wait, in the order in which they are looked at."""
+        return self._many(RunView, "/v1/queue")
+
     def why(self, ref: str) -> WhyView:
         """What stands in the way of a run."""
         return self._one(WhyView, "GET", _run_path(ref, "why"))

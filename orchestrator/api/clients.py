@@ -96,6 +96,12 @@ def top(request: Request, ref: str) -> RunView:
     return controller(request).service.top(ref)
 
 
+@router.get("/queue")
+def queue(request: Request, limit: Annotated[int, Query(ge=1, le=10_000)] = 200) -> list[RunView]:
+    """Runs that wait, in the order in which they are looked at."""
+    return controller(request).service.queue(limit)
+
+
 @router.get("/limits")
 def limits(request: Request) -> LimitsView:
     """Most attempts at a time."""

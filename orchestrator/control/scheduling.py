@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 from dataclasses import replace
@@ -164,6 +165,12 @@ class Scheduling:
         """What attempts hold, by the nodes' Ray ids."""
         with self._board.lock:
             return rooms_of(fleet.nodes, self._board.grants(self._clock.now().timestamp()))
+
+    def first_in_line(self, count: int) -> list[str]:
+        """The first runs that wait."""
+        with self._board.lock:
+            first = heapq.nsmallest(count, self._board.queue, key=lambda one: one.order)
+        return [one.run_id for one in first]
 
     def ahead(self, priority: int) -> int:
         """Waiting runs that go before a new one of this priority."""

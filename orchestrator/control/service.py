@@ -295,6 +295,13 @@ class Service:
             ],
         )
 
+    def queue(self, limit: int) -> list[RunView]:
+        """The first runs that wait, by level and order of acceptance."""
+        ids = self._scheduling.first_in_line(limit)
+        with self._ledger.read() as ledger:
+            found = [ledger.run(run_id) for run_id in ids]
+        return self._views.runs(found)
+
     def hold(self, ref: str, *, held: bool) -> RunView:
         """Hold a run back, or release it. One that executes goes on; it is held when it next waits."""
         word = "hold" if held else "release"

@@ -33,6 +33,7 @@ from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.saver import Destination, Saver
 from orchestrator.agent.triggers import Triggers
 from orchestrator.agent.verdict import Ending, Stop, judge, judge_opening
+from orchestrator.agent.waking import Waking
 from orchestrator.agent.workdir import WorkDir, prune
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.domain.states import Phase, Reason
@@ -86,6 +87,7 @@ class Attempt:
         self._cache = NO_CACHE
         self._first_point_seen = False
         self._oom_kills = oom_kills()
+        self._waking = Waking(clock, lambda text: self._reporter.event(text))
         self._reporter = self._make_reporter()
         self._artifacts = Artifacts(
             self._link(), f"{self._path}/artifacts", folder.artifacts, self._reporter.event
@@ -127,6 +129,8 @@ class Attempt:
             deadline=None if left is None else self._clock.boottime() + left,
             reply=lambda: self._reporter.reply,
             fences=[lambda: self._reporter.fenced],
+            waking=self._waking,
+            limit=self._job.first_limit,
         )
 
     def _notify(self) -> None:
@@ -144,6 +148,7 @@ class Attempt:
         signal.signal(signal.SIGINT, self._on_signal)
         self._reporter.timing("agent_start", self._clock.monotonic() - self._launch.monotonic)
         self._reporter.start()
+        self._waking.start()
         try:
             outcome = self._live()
         except Exception as error:
@@ -207,8 +212,8 @@ class Attempt:
 
     def _start_followers(self, opened: Opened) -> None:
         to = Destination(self._job.node, self._device, self._job.store_uri, self._job.spec.checkpoint)
-        saver = Saver(self._folder, opened, to, self._reporter, self._notify, self._clock)
-        fence = FenceWatch(opened.claim, self._notify)
+        fence = FenceWatch(opened.claim, self._notify, clock=self._clock)
+        saver = Saver(self._folder, opened, to, self._reporter, self._notify, self._clock, fence.confirm)
         self._triggers.fences += [lambda: saver.fenced, lambda: fence.fenced]
         saver.start()
         fence.start()

@@ -26,6 +26,7 @@ STATE_STYLES = {
     "queued": "yellow",
     "starting": "cyan",
     "running": "cyan",
+    "unreachable": "magenta",
     "stopping": "yellow",
     "succeeded": "green",
     "failed": "red",

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 NAMESPACE: Final = "orch"
 LABEL_POOL: Final = "pool"
 LABEL_NAME: Final = "orch-node"
+LABEL_BOOT: Final = "orch-boot"
 LABEL_STARTED: Final = "orch-started"
 """Unix time in ms at which the node's supervisor started it: which of two nodes of one name is the newer."""
 WORKERS: Final = 16
@@ -153,6 +154,7 @@ def _node_info(entry: dict[str, Any], labels: dict[str, str]) -> NodeInfo:
         cpus=float(resources.get("CPU", 0)),
         gpus=float(resources.get("GPU", 0)),
         memory=int(resources.get("memory", 0)),
+        boot_id=labels.get(LABEL_BOOT, ""),
     )
 
 

@@ -9,14 +9,19 @@ from orchestrator.cluster.gateway import Gateway
 from orchestrator.control.beats import Beats
 from orchestrator.control.board import Board
 from orchestrator.control.config import ControllerConfig
+from orchestrator.control.deadlines import Deadlines
+from orchestrator.control.exclusions import NodeHealth
 from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.keeping import Keeping
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.loop import Loop
 from orchestrator.control.outcomes import Outcomes
+from orchestrator.control.probes import Probes
 from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.service import Service
+from orchestrator.control.shares import gpu_share
+from orchestrator.control.sight import Sight
 from orchestrator.control.tracking import Tracking
 from orchestrator.domain.records import AttemptRecord
 from orchestrator.store.ledger import Ledger
@@ -40,13 +45,22 @@ class Controller:
         self.live = LiveBoard(clock)
         self.gateway = gateway
         files = RunFiles(config.home.run_logs)
-        self.watcher = FleetWatcher(gateway, self.wake)
+        self.health = NodeHealth(self.ledger, clock)
+        self.watcher = FleetWatcher(gateway, self.wake, self.health.told)
         tracking = Tracking(self.ledger, self.spool, self.store, clock, enabled=bool(config.mlflow_url))
         self.outcomes = Outcomes(
-            self.ledger, self.spool, self.store, self.live, tracking, clock, self._release
+            self.ledger,
+            self.spool,
+            self.store,
+            self.live,
+            tracking,
+            clock,
+            self._release,
+            self.health.ended,
+            self._share,
         )
         self.beats = Beats(
-            self.ledger, self.spool, files, self.live, self.outcomes, tracking, clock, self.wake
+            self.ledger, self.spool, files, self.live, self.outcomes, tracking, clock, self.wake, self._share
         )
         self.board = Board(self.ledger, self.live, clock)
         self.scheduling = Scheduling(self.board, self.ledger, clock, config.upgrade_rest_s)
@@ -64,6 +78,10 @@ class Controller:
             self.wake,
         )
         self.keeping = Keeping(self.ledger, self.store, clock)
+        self.probes = Probes(gateway, clock)
+        sight = Sight(
+            self.ledger, self.live, self.outcomes, self.probes, self.health, self.scheduling.rooms, clock
+        )
         self.loop = Loop(
             config,
             self.ledger,
@@ -73,6 +91,8 @@ class Controller:
             self.live,
             self.outcomes,
             self.scheduling,
+            sight,
+            Deadlines(self.ledger, self.outcomes, clock),
             clock,
         )
         self.shipper = (
@@ -91,6 +111,7 @@ class Controller:
     def stop(self) -> None:
         """End in order; running attempts go on without us."""
         self.loop.stop()
+        self.probes.close()
         self.keeping.stop()
         self.watcher.stop()
         if self.shipper:
@@ -107,6 +128,9 @@ class Controller:
     def wake(self) -> None:
         """Something changed: let the loop look now."""
         self.loop.wake()
+
+    def _share(self, attempt: AttemptRecord) -> float:
+        return gpu_share(self.watcher.fleet, attempt)
 
     def _release(self, attempt: AttemptRecord) -> None:
         self.loop.release(attempt)

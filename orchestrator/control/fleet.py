@@ -33,8 +33,14 @@ class Fleet:
 class FleetWatcher:
     """Asks the gateway about once a second and calls `on_change` when the answer differs."""
 
-    def __init__(self, gateway: Gateway, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        on_change: Callable[[], None],
+        told: Callable[[NodeInfo], NodeInfo] = lambda node: node,
+    ) -> None:
         self._gateway = gateway
+        self._told = told
         self._on_change = on_change
         self._fleet = Fleet()
         self._stop = threading.Event()
@@ -63,7 +69,7 @@ class FleetWatcher:
 
     def _ask(self) -> Fleet:
         try:
-            return Fleet(tuple(self._gateway.nodes()), connected=True)
+            return Fleet(tuple(map(self._told, self._gateway.nodes())), connected=True)
         except OrchError as error:
             if self._fleet.connected:
                 log.warning("Ray does not answer: %s", error)

@@ -27,6 +27,10 @@ class Sign:
     """Seconds per step, over the last minute at most."""
     saved: float | None = None
     """When it last committed a checkpoint; None: not in this attempt."""
+    committed: int | None = None
+    """The highest step that it has committed."""
+    boot_id: str = ""
+    """Which start of its machine the agent spoke from."""
 
 
 class LiveBoard:
@@ -38,7 +42,14 @@ class LiveBoard:
         self._signs: dict[tuple[str, int], Sign] = {}
         self._lock = threading.Lock()
 
-    def heard(self, run_id: str, attempt: int, step: int | None, transfer: Transfer | None = None) -> None:
+    def heard(
+        self,
+        run_id: str,
+        attempt: int,
+        step: int | None,
+        transfer: Transfer | None = None,
+        boot_id: str = "",
+    ) -> None:
         """The agent spoke now."""
         key = (run_id, attempt)
         with self._lock:
@@ -51,14 +62,18 @@ class LiveBoard:
             pace = before.pace
             if known is not None and base is not None and known > base[1] and now - base[0] > _PACE_LEAST_S:
                 pace = (now - base[0]) / (known - base[1])
-            self._signs[key] = Sign(now, known, transfer, base, pace, before.saved)
+            self._signs[key] = replace(
+                before, at=now, step=known, transfer=transfer, base=base, pace=pace, boot_id=boot_id
+            )
 
-    def committed(self, run_id: str, attempt: int) -> None:
-        """The attempt has committed a checkpoint now."""
+    def committed(self, run_id: str, attempt: int, step: int) -> None:
+        """The attempt has committed this step now."""
         with self._lock:
             sign = self._signs.get((run_id, attempt))
             if sign is not None:
-                self._signs[run_id, attempt] = replace(sign, saved=self._clock.monotonic())
+                highest = max(step, sign.committed if sign.committed is not None else step)
+                now = self._clock.monotonic()
+                self._signs[run_id, attempt] = replace(sign, saved=now, committed=highest)
 
     def sign(self, run_id: str, attempt: int) -> Sign | None:
         """The last sign of life; None before the first."""

@@ -10,12 +10,14 @@ from orchestrator.agent.job import AgentJob, RestoreFrom
 from orchestrator.clock import Clock
 from orchestrator.cluster.gateway import Gateway
 from orchestrator.control.config import ControllerConfig
+from orchestrator.control.deadlines import Deadlines
 from orchestrator.control.fleet import Fleet, FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.scheduling import Scheduling
-from orchestrator.domain.fleet import ActorInfo
-from orchestrator.domain.liveness import needs_probe, verdict
+from orchestrator.control.shares import gpu_share
+from orchestrator.control.sight import Sight
+from orchestrator.domain.limits import first_limit
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import Phase, Reason
 from orchestrator.errors import OrchError, UnavailableError
@@ -43,8 +45,12 @@ class Loop:
         live: LiveBoard,
         outcomes: Outcomes,
         scheduling: Scheduling,
+        sight: Sight,
+        deadlines: Deadlines,
         clock: Clock,
     ) -> None:
+        self._sight = sight
+        self._deadlines = deadlines
         self._scheduling = scheduling
         self._config = config
         self._ledger = ledger
@@ -96,30 +102,13 @@ class Loop:
     def tick(self) -> None:
         """One round. Safe to repeat at any time."""
         fleet = self._watcher.fleet
-        self._end_lost(fleet)
+        self._sight.look(fleet)
+        self._deadlines.expire()
         self._launch_again()
         if not self._scheduling.draining and fleet.connected:
             self._start_waiting(fleet)
 
     # ---- attempts that are there
-
-    def _end_lost(self, fleet: Fleet) -> None:
-        with self._ledger.read() as ledger:
-            open_attempts = ledger.open_attempts()
-        for attempt in open_attempts:
-            silence = self._live.silence(attempt.run_id, attempt.number)
-            actor = self._probe(attempt) if needs_probe(silence) and fleet.connected else None
-            lost = verdict(attempt, silence, fleet.alive(attempt.ray_id), actor)
-            if lost:
-                outcome = Outcome(reason=lost.reason, message=lost.message)
-                self._outcomes.end(attempt.run_id, attempt.number, outcome)
-
-    def _probe(self, attempt: AttemptRecord) -> ActorInfo | None:
-        try:
-            return self._gateway.probe(attempt.actor_name)
-        except OrchError as error:
-            log.info("%s could not be asked about: %s", attempt.actor_name, error)
-            return None
 
     def _launch_again(self) -> None:
         """Launch what was recorded but perhaps never launched: this process may have died in between."""
@@ -169,7 +158,8 @@ class Loop:
             self._launching.discard(attempt.actor_name)
 
     def _job(self, run: RunRecord, attempt: AttemptRecord) -> AgentJob:
-        limit = run.spec.max_duration
+        share = gpu_share(self._watcher.fleet, attempt)
+        limit = first_limit(run, attempt.variant, self._clock.now(), share)
         has_origin = run.restore_run is not None or run.restore_path is not None
         origin = RestoreFrom(run_id=run.restore_run, step=run.restore_step, path=run.restore_path)
         return AgentJob(
@@ -183,7 +173,8 @@ class Loop:
             mlflow_uri=self._config.mlflow_url,
             mlflow_run_id=self._spool.mlflow_run_id(run.id),
             restore_from=origin if has_origin else None,
-            seconds_left=None if limit is None else max(0.0, limit - run.seconds_used),
+            seconds_left=limit.seconds if limit is not None else None,
+            limit=limit.reason if limit is not None else Reason.TIME_LIMIT,
         )
 
     def _kill_actor(self, name: str) -> None:

@@ -97,6 +97,11 @@ class AttemptRecord:
         return self.phase == Phase.ENDED
 
     @property
+    def abandoned(self) -> bool:
+        """True where its run waits for it no longer, though nobody knows whether it has ended."""
+        return self.reason == Reason.AWAY and not self.ended
+
+    @property
     def actor_name(self) -> str:
         """Name of its Ray actor."""
         return f"run-{self.run_id}-a{self.number}"

@@ -14,16 +14,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy import Connection, Engine, create_engine, event, func, or_, select
 from sqlalchemy.engine import RowMapping
 
 from orchestrator.domain.records import AttemptRecord, EventRecord, Member, RunRecord
-from orchestrator.domain.states import Phase, Reason, RunState
+from orchestrator.domain.states import OPEN_STATES, Phase, Reason, RunState
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import RunSpec, Variant
 from orchestrator.store import tables
 
-OPEN_STATES = (RunState.QUEUED, RunState.STARTING, RunState.RUNNING, RunState.STOPPING)
+__all__ = ["OPEN_STATES", "Ledger", "Transaction"]
 
 
 class Ledger:
@@ -151,6 +151,13 @@ class Transaction:
         rows = self._connection.execution_options(yield_per=500).execute(query).mappings()
         return (_run(row) for row in rows)
 
+    def queued_with_limits(self) -> list[RunRecord]:
+        """Those runs that wait and have a deadline, a longest duration or GPU-hours."""
+        spec = tables.runs.c.spec
+        limits = [spec[key].as_string().is_not(None) for key in ("deadline", "max_duration", "gpu_hours")]
+        query = select(tables.runs).where((tables.runs.c.state == RunState.QUEUED) & or_(*limits))
+        return [_run(row) for row in self._all(query)]
+
     def highest_front(self) -> int:
         """The largest number that `orch queue top` has given."""
         row = self._one(select(func.max(tables.runs.c.front).label("front")))
@@ -208,6 +215,13 @@ class Transaction:
         """Attempts that have not ended."""
         table = tables.attempts
         return [_attempt(row) for row in self._all(select(table).where(table.c.phase != Phase.ENDED))]
+
+    def ended_since(self, since: datetime, most: int) -> list[AttemptRecord]:
+        """The newest `most` attempts that have ended since then, oldest first. Reads the whole table."""
+        table = tables.attempts
+        query = select(table).where((table.c.phase == Phase.ENDED) & (table.c.ended_at >= since.isoformat()))
+        rows = self._all(query.order_by(table.c.ended_at.desc()).limit(most))
+        return [_attempt(row) for row in reversed(rows)]
 
     # ---- events
 

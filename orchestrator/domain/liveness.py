@@ -25,8 +25,8 @@ LEAVE_S = 20.0
 """Silence after which a run goes on elsewhere if it can, though Ray has not declared its node dead."""
 ABANDONED_S = 90.0
 """Silence after which an attempt whose actor is gone is over: time for its agent to save and say so."""
-RETURNED_S = 15.0
-"""Time for an agent to speak once its machine has come back to Ray."""
+RETURNED_S = 120.0
+"""Time for an agent to speak once its machine has come back to Ray, without having been started anew."""
 LAUNCH_S = 120.0
 """Time for a launch to lead to a first word of the agent."""
 FORGOTTEN_S = 24 * 3600.0

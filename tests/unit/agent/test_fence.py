@@ -1,4 +1,4 @@
-"""A machine that wakes looks at the fence first; nothing is committed before the run is known to be its own."""
+"""A machine that wakes looks at the fence first, and commits nothing before it has seen that it still may."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_a_short_silence_is_nothing() -> None:
     [
         (Facts(5.0, True, actor(agent_alive=False)), Reason.AGENT_LOST),
         (Facts(ABANDONED_S + 1, True, actor("missing", None)), Reason.AGENT_LOST),
-        (Facts(60.0, False, returned_s=RETURNED_S + 1), Reason.NODE_LOST),
+        (Facts(RETURNED_S + 9, False, returned_s=RETURNED_S + 1), Reason.NODE_LOST),
         (Facts(1.0, False, returned_s=0.0, rebooted=True), Reason.NODE_LOST),
     ],
 )

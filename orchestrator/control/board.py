@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass, replace
 
 from orchestrator.clock import Clock
-from orchestrator.control.live import LiveBoard
+from orchestrator.control.live import LiveBoard, Sign
 from orchestrator.domain.demand import Shape, demand_of, shape_of
 from orchestrator.domain.queue import Order, Queue, Waiting
 from orchestrator.domain.records import AttemptRecord, RunRecord
@@ -48,6 +48,7 @@ class Board:
         self._clock = clock
         self._runs: dict[str, _Open] = {}
         self._attempts: dict[tuple[str, int], AttemptRecord] = {}
+        self._made: dict[tuple[str, int], tuple[AttemptRecord, _Open | None, Sign | None, Grant]] = {}
         with self.lock:
             ledger.watch(self._follow)
             with ledger.read() as transaction:
@@ -62,6 +63,7 @@ class Board:
             for key, attempt in transaction.attempts_changed.items():
                 if attempt.ended:
                     self._attempts.pop(key, None)
+                    self._made.pop(key, None)
                 else:
                     self._attempts[key] = attempt
             for run in transaction.runs_changed.values():
@@ -85,28 +87,39 @@ class Board:
         """Attempts that have not ended."""
         return list(self._attempts.values())
 
-    def grants(self, now: float) -> list[Grant]:
+    def grants(self) -> list[Grant]:
         """What attempts hold, one grant for each rank. An attempt counts until it has ended."""
         found: list[Grant] = []
         for attempt in self._attempts.values():
-            first = self._grant(attempt, now)
+            first = self._grant(attempt)
             found.append(first)
-            found += [
-                replace(first, ray_id=member.ray_id, gpu_ids=member.gpu_ids) for member in attempt.members
-            ]
+            for member in attempt.members:
+                found.append(replace(first, ray_id=member.ray_id, gpu_ids=member.gpu_ids))
         return found
 
-    def _grant(self, attempt: AttemptRecord, now: float) -> Grant:
-        run = self._runs.get(attempt.run_id)
+    def _grant(self, attempt: AttemptRecord) -> Grant:
+        """Made anew only where the attempt has been heard of since, or has changed."""
+        key = (attempt.run_id, attempt.number)
+        run, sign = self._runs.get(attempt.run_id), self._live.sign(*key)
+        made = self._made.get(key)
+        if made is not None and made[0] is attempt and made[1] is run and made[2] is sign:
+            return made[3]
+        grant = self._new_grant(attempt, run, sign)
+        self._made[key] = (attempt, run, sign, grant)
+        return grant
+
+    def _new_grant(self, attempt: AttemptRecord, run: _Open | None, sign: Sign | None) -> Grant:
         demand = demand_of(attempt.variant_index, attempt.variant)
         gpu_ids = attempt.gpu_ids or tuple(range(attempt.variant.gpus))
         if run is None:  # an old attempt whose run waits already or has ended
             name = attempt.run_id
             return Grant(attempt.run_id, name, attempt.ray_id, demand, (0, 0, 0), gpu_ids, stopping=True)
-        remaining = self._remaining(attempt, run)
+        remaining = _remaining(run, sign)
         begun = (attempt.started_at or attempt.created_at).timestamp()
-        limit = None if run.left is None else begun + run.left
-        ends = [at for at in (None if remaining is None else now + remaining, limit) if at is not None]
+        now, monotonic = self._clock.now().timestamp(), self._clock.monotonic()
+        ends = [] if remaining is None else [now + remaining]
+        if run.left is not None:
+            ends.append(begun + run.left)
         return Grant(
             attempt.run_id,
             run.name,
@@ -117,23 +130,10 @@ class Board:
             ends=min(ends, default=None),
             stopping=run.stopping,
             backfill=attempt.backfill,
-            loses=self._loses(attempt, now),
+            saved=begun if sign is None or sign.saved is None else now - (monotonic - sign.saved),
             user=run.user,
             experiment=run.experiment,
         )
-
-    def _remaining(self, attempt: AttemptRecord, run: _Open) -> float | None:
-        sign = self._live.sign(attempt.run_id, attempt.number)
-        if sign is None or sign.step is None or sign.pace is None or run.target is None:
-            return None
-        return max(0, run.target - sign.step) * sign.pace
-
-    def _loses(self, attempt: AttemptRecord, now: float) -> float:
-        """Seconds since the attempt committed something or began: what is lost where it cannot save."""
-        sign = self._live.sign(attempt.run_id, attempt.number)
-        if sign is not None and sign.saved is not None:
-            return self._clock.monotonic() - sign.saved
-        return max(0.0, now - attempt.created_at.timestamp())
 
     def running(self, now: float) -> list[Running]:
         """What upgrades are decided by."""
@@ -143,11 +143,11 @@ class Board:
             if run is None or attempt.started_at is None:
                 continue
             sign = self._live.sign(attempt.run_id, attempt.number)
-            remaining = self._remaining(attempt, run)
+            remaining = _remaining(run, sign)
             saves = remaining is not None if run.target else sign is not None and sign.saved is not None
             found.append(
                 Running(
-                    self._grant(attempt, now),
+                    self._grant(attempt),
                     run.shape,
                     now - attempt.started_at.timestamp(),
                     remaining,
@@ -155,6 +155,13 @@ class Board:
                 )
             )
         return found
+
+
+def _remaining(run: _Open, sign: Sign | None) -> float | None:
+    """Seconds that the run would still take where it is; None where that is not known."""
+    if sign is None or sign.step is None or sign.pace is None or run.target is None:
+        return None
+    return max(0, run.target - sign.step) * sign.pace
 
 
 def waiting_of(run: RunRecord) -> Waiting:

@@ -50,6 +50,7 @@ def _start(world: World, about: tuple[RunRecord, AttemptRecord]) -> None:
         promise(
             machine is not None and not machine.info().closed, "rule 8", f"{run.id} starts where it may not"
         )
+    promise(1 + len(attempt.members) == attempt.variant.ranks, "rule 8", f"a part of {run.id} starts")
     waited = world.instant - run.created_at
     if run.spec.start == "best" and run.pin_pool is None and waited.total_seconds() < run.spec.wait:
         promise(attempt.variant_index == 0, "rule 8", f"{run.id} did not wait for the best placement")

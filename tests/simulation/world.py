@@ -595,7 +595,11 @@ class World:
     def unfinished(self) -> list[RunRecord]:
         """Those of them that could end: something in the fleet is large enough for them."""
         rooms = [Room.of(machine.info()) for machine in self.machines.values()]
-        return [run for run in self.live() if any(_possible(d, rooms) for d in shape_of(run.spec).demands)]
+        return [
+            run
+            for run in self.live()
+            if any(_possible(d, rooms) for d in shape_of(run.spec, run.pin_pool).demands)
+        ]
 
     def settle(self, longest: float) -> None:
         """Nothing new and no more accidents, until nothing happens any more or `longest` seconds are over."""

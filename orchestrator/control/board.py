@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass, replace
 
 from orchestrator.clock import Clock
-from orchestrator.control.live import LiveBoard
+from orchestrator.control.live import LiveBoard, Sign
 from orchestrator.domain.demand import Shape, demand_of, shape_of
 from orchestrator.domain.queue import Order, Queue, Waiting
 from orchestrator.domain.records import AttemptRecord, RunRecord
@@ -26,6 +26,7 @@ class _Open:
     """What is known of a run that executes."""
 
     name: str
+    attempt: int
     user: str
     experiment: str
     order: Order
@@ -48,6 +49,7 @@ class Board:
         self._clock = clock
         self._runs: dict[str, _Open] = {}
         self._attempts: dict[tuple[str, int], AttemptRecord] = {}
+        self._made: dict[tuple[str, int], tuple[AttemptRecord, _Open | None, Sign | None, Grant]] = {}
         with self.lock:
             ledger.watch(self._follow)
             with ledger.read() as transaction:
@@ -62,6 +64,7 @@ class Board:
             for key, attempt in transaction.attempts_changed.items():
                 if attempt.ended:
                     self._attempts.pop(key, None)
+                    self._made.pop(key, None)
                 else:
                     self._attempts[key] = attempt
             for run in transaction.runs_changed.values():
@@ -85,69 +88,45 @@ class Board:
         """Attempts that have not ended."""
         return list(self._attempts.values())
 
-    def grants(self, now: float) -> list[Grant]:
+    def grants(self) -> list[Grant]:
         """What attempts hold, one grant for each rank. An attempt counts until it has ended."""
         found: list[Grant] = []
         for attempt in self._attempts.values():
-            first = self._grant(attempt, now)
+            first = self._grant(attempt)
             found.append(first)
-            found += [
-                replace(first, ray_id=member.ray_id, gpu_ids=member.gpu_ids) for member in attempt.members
-            ]
+            for member in attempt.members:
+                found.append(replace(first, ray_id=member.ray_id, gpu_ids=member.gpu_ids))
         return found
 
-    def _grant(self, attempt: AttemptRecord, now: float) -> Grant:
-        run = self._runs.get(attempt.run_id)
-        demand = demand_of(attempt.variant_index, attempt.variant)
-        gpu_ids = attempt.gpu_ids or tuple(range(attempt.variant.gpus))
-        if run is None:  # an old attempt whose run waits already or has ended
-            name = attempt.run_id
-            return Grant(attempt.run_id, name, attempt.ray_id, demand, (0, 0, 0), gpu_ids, stopping=True)
-        remaining = self._remaining(attempt, run)
-        begun = (attempt.started_at or attempt.created_at).timestamp()
-        limit = None if run.left is None else begun + run.left
-        ends = [at for at in (None if remaining is None else now + remaining, limit) if at is not None]
-        return Grant(
-            attempt.run_id,
-            run.name,
-            attempt.ray_id,
-            demand,
-            run.order,
-            gpu_ids,
-            ends=min(ends, default=None),
-            stopping=run.stopping,
-            backfill=attempt.backfill,
-            loses=self._loses(attempt, now),
-            user=run.user,
-            experiment=run.experiment,
-        )
+    def _grant(self, attempt: AttemptRecord) -> Grant:
+        """Made anew only where the attempt has been heard of since, or has changed."""
+        key = (attempt.run_id, attempt.number)
+        run, sign = self._runs.get(attempt.run_id), self._live.sign(*key)
+        made = self._made.get(key)
+        if made is not None and made[0] is attempt and made[1] is run and made[2] is sign:
+            return made[3]
+        grant = self._new_grant(attempt, run, sign)
+        self._made[key] = (attempt, run, sign, grant)
+        return grant
 
-    def _remaining(self, attempt: AttemptRecord, run: _Open) -> float | None:
-        sign = self._live.sign(attempt.run_id, attempt.number)
-        if sign is None or sign.step is None or sign.pace is None or run.target is None:
-            return None
-        return max(0, run.target - sign.step) * sign.pace
-
-    def _loses(self, attempt: AttemptRecord, now: float) -> float:
-        """Seconds since the attempt committed something or began: what is lost where it cannot save."""
-        sign = self._live.sign(attempt.run_id, attempt.number)
-        if sign is not None and sign.saved is not None:
-            return self._clock.monotonic() - sign.saved
-        return max(0.0, now - attempt.created_at.timestamp())
+    def _new_grant(self, attempt: AttemptRecord, run: _Open | None, sign: Sign | None) -> Grant:
+        now = self._clock.now().timestamp()
+        saved = None if sign is None or sign.saved is None else now - (self._clock.monotonic() - sign.saved)
+        return _grant(attempt, run, _remaining(run, sign), saved, now)
 
     def running(self, now: float) -> list[Running]:
         """What upgrades are decided by."""
         found = []
         for attempt in self._attempts.values():
             run = self._runs.get(attempt.run_id)
-            if run is None or attempt.started_at is None:
+            if run is None or attempt.started_at is None or run.attempt != attempt.number:
                 continue
             sign = self._live.sign(attempt.run_id, attempt.number)
-            remaining = self._remaining(attempt, run)
+            remaining = _remaining(run, sign)
             saves = remaining is not None if run.target else sign is not None and sign.saved is not None
             found.append(
                 Running(
-                    self._grant(attempt, now),
+                    self._grant(attempt),
                     run.shape,
                     now - attempt.started_at.timestamp(),
                     remaining,
@@ -155,6 +134,49 @@ class Board:
                 )
             )
         return found
+
+
+def running_of(
+    run: RunRecord, attempt: AttemptRecord, remaining: float | None, saved: float | None, now: float
+) -> Grant:
+    """What rank 0 of an attempt holds; `remaining` seconds of work, and when it was saved, where known."""
+    executing = not run.state.final and run.state != RunState.QUEUED
+    return _grant(attempt, _open(run) if executing else None, remaining, saved, now)
+
+
+def _grant(
+    attempt: AttemptRecord, run: _Open | None, remaining: float | None, saved: float | None, now: float
+) -> Grant:
+    demand = demand_of(attempt.variant_index, attempt.variant)
+    gpu_ids = attempt.gpu_ids or tuple(range(attempt.variant.gpus))
+    if run is None or run.attempt != attempt.number:  # an attempt that its run has left, and that may end
+        name = run.name if run else attempt.run_id
+        return Grant(attempt.run_id, name, attempt.ray_id, demand, (0, 0, 0), gpu_ids, stopping=True)
+    begun = (attempt.started_at or attempt.created_at).timestamp()
+    ends = [] if remaining is None else [now + remaining]
+    if run.left is not None:
+        ends.append(begun + run.left)
+    return Grant(
+        attempt.run_id,
+        run.name,
+        attempt.ray_id,
+        demand,
+        run.order,
+        gpu_ids,
+        ends=min(ends, default=None),
+        stopping=run.stopping,
+        backfill=attempt.backfill,
+        saved=begun if saved is None else saved,
+        user=run.user,
+        experiment=run.experiment,
+    )
+
+
+def _remaining(run: _Open | None, sign: Sign | None) -> float | None:
+    """Seconds that the run would still take where it is; None where that is not known."""
+    if run is None or sign is None or sign.step is None or sign.pace is None or run.target is None:
+        return None
+    return max(0, run.target - sign.step) * sign.pace
 
 
 def waiting_of(run: RunRecord) -> Waiting:
@@ -183,6 +205,7 @@ def _open(run: RunRecord) -> _Open:
     spec = run.spec
     return _Open(
         spec.name,
+        run.attempt,
         sys.intern(run.user),
         sys.intern(spec.experiment),
         _order(run),

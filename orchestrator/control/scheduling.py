@@ -69,9 +69,14 @@ class Scheduling:
                 self._upgrade(ledger, upgrade)
         return started, desk.plan.more
 
+    def desk(self, fleet: Fleet) -> Desk:
+        """What would be decided now; nothing is recorded."""
+        with self._board.lock:
+            return self._desk(fleet)
+
     def _desk(self, fleet: Fleet) -> Desk:
         now = self._clock.now().timestamp()
-        rooms = rooms_of(fleet.nodes, self._board.grants(now))
+        rooms = rooms_of(fleet.nodes, self._board.grants())
         return plan(self._board.queue, rooms, self.limits(), now, self._still_coming())
 
     def _still_coming(self) -> list[Grant]:
@@ -156,6 +161,10 @@ class Scheduling:
             waiting = self._board.queue.get(run_id)
             return explain(waiting, self._shown_desk(fleet)) if waiting is not None else None
 
+    def forget_shown(self) -> None:
+        """Answer from a fresh plan."""
+        self._shown = None
+
     def judge(self, candidate: RunRecord, fleet: Fleet) -> Verdict:
         """What would stand in the way of a run that has not been submitted."""
         with self._lock, self._board.lock:
@@ -164,7 +173,7 @@ class Scheduling:
     def rooms(self, fleet: Fleet) -> dict[str, Room]:
         """What attempts hold, by the nodes' Ray ids."""
         with self._board.lock:
-            return rooms_of(fleet.nodes, self._board.grants(self._clock.now().timestamp()))
+            return rooms_of(fleet.nodes, self._board.grants())
 
     def first_in_line(self, count: int) -> list[str]:
         """The first runs that wait."""

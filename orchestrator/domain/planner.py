@@ -16,17 +16,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.domain.demand import Demand, Shape
-from orchestrator.domain.queue import Level, Line, Queue, Waiting
+from orchestrator.domain.queue import Bench, Level, Queue, Waiting
 from orchestrator.domain.room import Grant, Room, must_end
 
 MOST_STARTS = 32
 """Starts of one plan; the next plan follows at once."""
-_RESERVABLE = 100
+_RESERVABLE = 32
 """Nodes of a pool that are looked at to find the one to keep."""
 STOPPING_S = 30.0
 """Expected time until an attempt that was ordered to go has saved."""
@@ -143,18 +143,28 @@ class Desk:
         self.rooms = rooms
         self.pools: dict[str, list[Room]] = {}
         self.open: dict[str, list[Room]] = {}
+        self._most_cpus: dict[str, float] = defaultdict(float)
+        self._most_gpus: dict[str, int] = defaultdict(int)
+        """Free on one node of a pool when the plan began."""
         self._blocked: set[tuple[int, bool]] = set()
-        self._full: set[str] = set()
+        self.full: set[str] = set()
         """Experiments at their limit."""
         self.usage = Usage(rooms.values())
         for room in rooms.values():
             self.pools.setdefault(room.node.pool, []).append(room)
             if room.cpus >= 1 and not room.node.closed:
-                self.open.setdefault(room.node.pool, []).append(room)
+                pool = room.node.pool
+                self.open.setdefault(pool, []).append(room)
+                self._most_cpus[pool] = max(self._most_cpus[pool], room.cpus)
+                self._most_gpus[pool] = max(self._most_gpus[pool], _free_gpus(room))
 
     def hopeless(self, waiting: Waiting) -> bool:
         """Whether one like it has been looked at already, and did not fit."""
-        return self._key(waiting) in self._blocked or waiting.experiment in self._full
+        return self._key(waiting) in self._blocked or waiting.experiment in self.full
+
+    def hopeless_shape(self, shape: Shape) -> bool:
+        """Whether no run of a shape can start."""
+        return (id(shape), False) in self._blocked
 
     def _key(self, waiting: Waiting) -> tuple[int, bool]:
         return id(waiting.shape), _best_only(waiting, self.now)
@@ -166,8 +176,10 @@ class Desk:
         for demand in eligible(waiting, self.now):
             if self.limit_of_pool(demand.pool):
                 continue
+            if demand.cpus > self._most_cpus[demand.pool] or demand.gpus > self._most_gpus[demand.pool]:
+                continue
             rooms = self._allowed(waiting, demand)
-            places = _one(rooms, demand) if demand.ranks == 1 else _gang(waiting, list(rooms), demand)
+            places = _one(rooms, demand) if demand.ranks == 1 else _gang(waiting, rooms, demand)
             if places:
                 return Start(waiting, demand, places, demand.pool in self.plan.reservations)
         return None
@@ -186,13 +198,18 @@ class Desk:
             return ""
         return f"pool {pool} is at its limit of {limit}"
 
-    def _allowed(self, waiting: Waiting, demand: Demand) -> Iterable[Room]:
-        rooms = self.open.get(demand.pool, [])
+    def _allowed(self, waiting: Waiting, demand: Demand) -> list[Room]:
+        """Nodes that one rank fits on and that are not kept for others."""
+        rooms = [room for room in self.open[demand.pool] if room.fits(demand)]
+        return [room for room in rooms if self.may_use(waiting, demand, room)]
+
+    def may_use(self, waiting: Waiting, demand: Demand, room: Room) -> bool:
+        """Whether a room is not kept for another run, or this one does not touch what is kept."""
         reservation = self.plan.reservations.get(demand.pool)
-        if reservation is None:
-            return rooms
+        if reservation is None or reservation.waiting.run_id == waiting.run_id:
+            return True
         until = math.inf if waiting.lasts is None else self.now + waiting.lasts
-        return (room for room in rooms if reservation.allows(room, demand, until))
+        return reservation.allows(room, demand, until)
 
     def apply(self, start: Start) -> None:
         """Count a start in."""
@@ -215,7 +232,7 @@ class Desk:
     def block(self, waiting: Waiting) -> None:
         """Remember that nothing like it fits, and keep nodes for it, unless others are waited for there."""
         if self.limit_of_experiment(waiting.experiment):
-            self._full.add(waiting.experiment)
+            self.full.add(waiting.experiment)
             self.plan.blocked.append(waiting)
             return
         self._blocked.add(self._key(waiting))
@@ -279,64 +296,89 @@ def grant_of(waiting: Waiting, demand: Demand, place: Place, now: float, backfil
 
 def _in_turn(level: Level, queue: Queue, desk: Desk) -> Iterator[Waiting]:
     """The runs of a level, each when it is its turn. What was yielded before has started or is hopeless."""
-    passed: dict[int, int] = {}
-    """How many of a line have had their turn."""
-    users = [
-        (
-            desk.usage.users[user],
-            min(line[0] for lines in experiments.values() for line in lines.values()),
-            user,
-        )
-        for user, experiments in level.users.items()
-    ]
+    users = [(desk.usage.users[user], bench.everything[0], user) for user, bench in level.items()]
     heapq.heapify(users)
+    turns: dict[str, _Turns] = {}
     while users:
-        _, _, user = heapq.heappop(users)
-        found = _next_of(level.users[user], user, queue, desk, passed)
-        if found is None:
+        used, first, user = heapq.heappop(users)
+        if used != desk.usage.users[user]:
+            heapq.heappush(users, (desk.usage.users[user], first, user))
             continue
-        line, waiting = found
-        passed[id(line)] = passed.get(id(line), 0) + 1
-        yield waiting
-        heapq.heappush(users, (desk.usage.users[user], (waiting.order[2], waiting.run_id), user))
+        if user not in turns:
+            turns[user] = _Turns(user, level[user], queue, desk)
+        waiting = turns[user].next()
+        if waiting is not None:
+            yield waiting
+            heapq.heappush(users, (desk.usage.users[user], first, user))
 
 
-def _next_of(
-    experiments: Mapping[str, Mapping[Shape, Line]],
-    user: str,
-    queue: Queue,
-    desk: Desk,
-    passed: Mapping[int, int],
-) -> tuple[Line, Waiting] | None:
-    best: tuple[tuple[float, int], Line, Waiting] | None = None
-    for experiment, lines in experiments.items():
-        used = desk.usage.within[user, experiment]
-        for line in lines.values():
-            index = passed.get(id(line), 0)
-            if index >= len(line):
+class _Turns:
+    """The runs of one user in turn: of the experiment that holds least, then the oldest."""
+
+    def __init__(self, user: str, bench: Bench, queue: Queue, desk: Desk) -> None:
+        self._user = user
+        self._queue = queue
+        self._desk = desk
+        self._shapes = bench.shapes
+        self._passed: dict[int, int] = {}
+        """How many of a line have had their turn."""
+        self._best: list[tuple[float, int, str, int, Shape]] = []
+        """For each shape (usage, number, experiment, id of the shape, shape); perhaps outdated."""
+        for shape in bench.shapes:
+            self._push(shape)
+
+    def next(self) -> Waiting | None:
+        """Whose turn it is; None where nobody is left who could start."""
+        while self._best:
+            used, _, experiment, _, shape = heapq.heappop(self._best)
+            if self._desk.usage.within[self._user, experiment] != used:
+                self._push(shape)
                 continue
-            waiting = queue.get(line[index][1])
+            line = self._shapes[shape][experiment]
+            index = self._passed.get(id(line), 0)
+            waiting = self._queue.get(line[index][1])
             assert waiting is not None
-            if desk.hopeless(waiting):
+            if self._desk.hopeless(waiting):  # and so are the younger ones behind it
+                self._passed[id(line)] = len(line)
+                self._push(shape)
                 continue
-            key = (used, waiting.order[2])
-            if best is None or key < best[0]:
-                best = (key, line, waiting)
-    return None if best is None else best[1:]
+            self._passed[id(line)] = index + 1
+            self._push(shape)
+            return waiting
+        return None
+
+    def _push(self, shape: Shape) -> None:
+        """The best of a shape, unless nothing of it is left or can start."""
+        if self._desk.hopeless_shape(shape):
+            return
+        best: tuple[float, int, str, int, Shape] | None = None
+        for experiment, line in self._shapes[shape].items():
+            index = self._passed.get(id(line), 0)
+            if index >= len(line) or experiment in self._desk.full:
+                continue
+            key = (
+                self._desk.usage.within[self._user, experiment],
+                line[index][0],
+                experiment,
+                id(shape),
+                shape,
+            )
+            if best is None or key[:2] < best[:2]:
+                best = key
+        if best is not None:
+            heapq.heappush(self._best, best)
 
 
 def _one(rooms: Iterable[Room], demand: Demand) -> tuple[Place, ...]:
     """The fullest node that takes it, so that larger ones stay free for larger runs; empty: none does."""
-    best: tuple[tuple[int, float, str], Room] | None = None
-    for room in rooms:
-        if room.fits(demand):
-            key = (_free_gpus(room), room.cpus, room.node.name)
-            if best is None or key < best[0]:
-                best = (key, room)
-    if best is None:
+    room = min(rooms, key=_fullness, default=None)
+    if room is None:
         return ()
-    room = best[1]
     return (Place(room.node.ray_id, room.node.name, room.choose(demand)),)
+
+
+def _fullness(room: Room) -> tuple[int, float, str]:
+    return _free_gpus(room), room.cpus, room.node.name
 
 
 def _free_gpus(room: Room) -> int:
@@ -358,23 +400,26 @@ def _gang(waiting: Waiting, rooms: list[Room], demand: Demand) -> tuple[Place, .
 def _reserve(waiting: Waiting, demand: Demand, rooms: Iterable[Room], now: float) -> Reservation | None:
     """The nodes of a pool that are expected to be free for it first; None where it can never fit there."""
     near = heapq.nsmallest(_RESERVABLE, (room for room in rooms if not room.node.closed), key=_promising)
-    found: list[tuple[float, int, str, Room, list[Grant]]] = []
+    found: list[tuple[float, int, str, Room]] = []
+    """When, after how many ends, node, and what is left over then."""
     for room in near:
         ends = sorted(room.grants, key=lambda grant: _expected(grant, now))
-        needed = must_end(room, demand, ends)
+        needed = must_end(room, demand, ends) if demand.ranks == 1 else ends
         if needed is not None:
             at = max((_expected(grant, now) for grant in needed), default=now)
-            found.append((at, len(needed), room.node.name, room, needed))
-    chosen = heapq.nsmallest(demand.ranks, found, key=lambda one: one[:3])
-    if not chosen:
-        return None
-    spare: dict[str, Room] = {}
-    for _, _, _, room, needed in chosen:
-        left = room.without(needed)
-        place = Place(room.node.ray_id, room.node.name, left.choose(demand))
-        left.take(grant_of(waiting, demand, place, now))
-        spare[room.node.ray_id] = left
-    return Reservation(waiting, demand, {one[3].node.ray_id: one[0] for one in chosen}, spare)
+            found.append((at, len(needed), room.node.name, room.without(needed)))
+    ranks, at_of, spare = 0, dict[str, float](), dict[str, Room]()
+    for at, _, _, left in sorted(found, key=lambda one: one[:3]):
+        before = ranks
+        while ranks < demand.ranks and left.fits(demand):
+            place = Place(left.node.ray_id, left.node.name, left.choose(demand))
+            left.take(grant_of(waiting, demand, place, now))
+            ranks += 1
+        if ranks > before:
+            at_of[left.node.ray_id], spare[left.node.ray_id] = at, left
+        if ranks == demand.ranks:
+            return Reservation(waiting, demand, at_of, spare)
+    return None
 
 
 def _promising(room: Room) -> tuple[float, float, str]:

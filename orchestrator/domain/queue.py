@@ -39,31 +39,37 @@ class Waiting:
         return self.order[:2]
 
 
-class Level:
-    """Users, their experiments, and for each shape a line of runs."""
+class Bench:
+    """The runs of one user in one level."""
 
-    __slots__ = ("users",)
+    __slots__ = ("everything", "shapes")
 
     def __init__(self) -> None:
-        self.users: dict[str, dict[str, dict[Shape, Line]]] = {}
+        self.everything: Line = []
+        self.shapes: dict[Shape, dict[str, Line]] = {}
+        """Lines by shape, and by experiment."""
 
-    def line(self, waiting: Waiting) -> Line:
-        """The line that this run stands in; made where it is the first."""
-        experiments = self.users.setdefault(waiting.user, {})
-        return experiments.setdefault(waiting.experiment, {}).setdefault(waiting.shape, [])
+    def add(self, waiting: Waiting) -> None:
+        """Let a run stand in its line."""
+        entry = (waiting.order[2], waiting.run_id)
+        insort(self.everything, entry)
+        insort(self.shapes.setdefault(waiting.shape, {}).setdefault(waiting.experiment, []), entry)
 
     def drop(self, waiting: Waiting) -> None:
-        """Take a run out, and its line, experiment and user where they are empty then."""
-        experiments = self.users[waiting.user]
-        shapes = experiments[waiting.experiment]
-        line = shapes[waiting.shape]
-        del line[bisect_left(line, (waiting.order[2], waiting.run_id))]
+        """Take a run out, and its line where it is empty then."""
+        entry = (waiting.order[2], waiting.run_id)
+        del self.everything[bisect_left(self.everything, entry)]
+        experiments = self.shapes[waiting.shape]
+        line = experiments[waiting.experiment]
+        del line[bisect_left(line, entry)]
         if not line:
-            del shapes[waiting.shape]
-        if not shapes:
             del experiments[waiting.experiment]
         if not experiments:
-            del self.users[waiting.user]
+            del self.shapes[waiting.shape]
+
+
+Level = dict[str, Bench]
+"""By user."""
 
 
 class Queue:
@@ -106,8 +112,11 @@ class Queue:
             return
         self._ready.discard(run_id)
         level = self._levels[waiting.level]
-        level.drop(waiting)
-        if not level.users:
+        bench = level[waiting.user]
+        bench.drop(waiting)
+        if not bench.everything:
+            del level[waiting.user]
+        if not level:
             del self._levels[waiting.level]
 
     def due(self, now: float) -> None:
@@ -127,6 +136,8 @@ class Queue:
         return [(key, self._levels[key]) for key in sorted(self._levels)]
 
     def _line_up(self, waiting: Waiting) -> None:
-        line = self._levels.setdefault(waiting.level, Level()).line(waiting)
-        insort(line, (waiting.order[2], waiting.run_id))
+        level = self._levels.setdefault(waiting.level, {})
+        if waiting.user not in level:
+            level[waiting.user] = Bench()
+        level[waiting.user].add(waiting)
         self._ready.add(waiting.run_id)

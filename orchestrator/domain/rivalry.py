@@ -70,8 +70,12 @@ def evictions(desk: Desk) -> list[Eviction]:
         for demand in eligible(waiting, desk.now):
             if desk.limit_of_pool(demand.pool):
                 continue
-            rooms = [room for room in desk.pools.get(demand.pool, []) if not room.node.closed]
-            chosen = _victims(waiting, demand, rooms)
+            rooms = [
+                room
+                for room in desk.pools.get(demand.pool, [])
+                if not room.node.closed and desk.may_use(waiting, demand, room)
+            ]
+            chosen = _victims(waiting, demand, rooms, desk.now)
             if chosen is None:
                 continue
             for room, victims in chosen:
@@ -85,19 +89,13 @@ def evictions(desk: Desk) -> list[Eviction]:
 
 
 def _claim(waiting: Waiting, demand: Demand, room: Room) -> Grant:
-    return Grant(
-        waiting.run_id,
-        waiting.name,
-        room.node.ray_id,
-        demand,
-        waiting.order,
-        room.choose(demand),
-        stopping=True,
-    )
+    """The place that a run gets; it makes room for nobody who comes after."""
+    gpu_ids = room.choose(demand)
+    return Grant(waiting.run_id, waiting.name, room.node.ray_id, demand, waiting.order, gpu_ids)
 
 
 def _victims(
-    waiting: Waiting, demand: Demand, rooms: Iterable[Room]
+    waiting: Waiting, demand: Demand, rooms: Iterable[Room], now: float
 ) -> list[tuple[Room, list[Grant]]] | None:
     """For each rank a room, and who has to go there; None where that does not make enough room."""
     options: list[tuple[tuple[int, float, int, str], Room, list[Grant]]] = []
@@ -106,13 +104,13 @@ def _victims(
             continue
         candidates = sorted(
             (grant for grant in room.grants if _yields(grant, waiting)),
-            key=lambda grant: (not grant.stopping, grant.priority, grant.loses, grant.run_id),
+            key=lambda grant: (not grant.stopping, grant.priority, -grant.saved, grant.run_id),
         )
-        victims = must_end(room, demand, candidates)
+        victims = must_end(room, demand, candidates) if candidates or room.fits(demand) else None
         if victims is not None:
             ordered = [victim for victim in victims if not victim.stopping]
             highest = max((victim.priority for victim in ordered), default=-1000)
-            loss = sum(victim.loses for victim in ordered)
+            loss = sum(now - victim.saved for victim in ordered)
             options.append(((highest, loss, len(ordered), room.node.name), room, victims))
     options.sort(key=lambda option: option[0])
     if len(options) < demand.ranks:

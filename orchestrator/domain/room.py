@@ -33,8 +33,8 @@ class Grant:
     stopping: bool = False
     """Whether it has been ordered to save and go."""
     backfill: bool = False
-    loses: float = 0.0
-    """Seconds of work that it would have to do again, if it were ordered to go now."""
+    saved: float = 0.0
+    """Unix time of what it could go on from: its last checkpoint, or else its begin."""
     user: str = ""
     experiment: str = ""
 

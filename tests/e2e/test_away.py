@@ -55,7 +55,7 @@ def kinds(stack: Stack, run_id: str) -> list[str]:
 
 
 def test_a_node_that_sleeps_for_a_short_time_goes_on(stack: Stack, text: Path) -> None:
-    steps = 3000
+    steps = 1200
     run_id = stack.submit(tiny_gpt("dozes", text, steps, migrate="never", away=300))
     stack.wait_step(run_id, 100)
     with asleep(stack, "laptop"):
@@ -74,11 +74,11 @@ def test_a_node_that_sleeps_for_a_short_time_goes_on(stack: Stack, text: Path) -
 
 def test_a_node_that_sleeps_for_too_long_is_fenced_when_it_wakes(stack: Stack, text: Path) -> None:
     wait_until(lambda: node_state(stack, "laptop") == "ready", 60, stack.evidence)
-    steps = 2500
-    run_id = stack.submit(tiny_gpt("oversleeps", text, steps, away=10, retries=0))
+    steps = 1200
+    run_id = stack.submit(tiny_gpt("oversleeps", text, steps, migrate="never", away=15, retries=0))
     stack.wait_step(run_id, 100)
     with asleep(stack, "laptop"):
-        detail = wait_until(lambda: second_attempt_at(stack, run_id, 400), 120, stack.evidence)
+        detail = wait_until(lambda: second_attempt_at(stack, run_id, 200), 120, stack.evidence)
         assert [a["node"] for a in detail["attempts"]] == ["laptop", "gpu"]
     ended = wait_until(lambda: stack.show(run_id)["attempts"][0]["phase"] == "ended", 60, stack.evidence)
     assert ended

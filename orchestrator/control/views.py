@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from orchestrator.control.fleet import Fleet
 from orchestrator.control.live import LiveBoard
 from orchestrator.domain.planner import loads
 from orchestrator.domain.records import AttemptRecord, EventRecord, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, RunState
-from orchestrator.messages import AttemptView, CheckpointView, EventView, NodeView, ParentView, RunView
+from orchestrator.messages import (
+    AttemptView,
+    CheckpointView,
+    EventView,
+    GpuView,
+    NodeView,
+    ParentView,
+    RunView,
+)
 from orchestrator.store.ledger import OPEN_STATES, Ledger
 from orchestrator.store.records import CheckpointRecord
 from orchestrator.store.spool import Spool
@@ -127,6 +136,13 @@ class Views:
                 gpus_used=load.gpus_used if load else 0,
                 memory=node.memory,
                 runs=list(load.runs) if load else [],
+                gpu_states=[GpuView(**asdict(gpu)) for gpu in node.report.gpus],
+                closed=node.closed,
+                draining=node.draining,
+                drained=node.draining and load is not None and not load.runs,
+                excluded=node.excluded,
+                busy=node.report.busy,
+                yields=node.report.yields,
             )
         return list(views.values())
 

@@ -44,6 +44,8 @@ class Reason(StrEnum):
     MOVED = "moved"
     CANCELLED = "cancelled"
     SHUTDOWN = "shutdown"
+    DRAINED = "drained"
+    OWNER = "owner"
     NODE_LOST = "node-lost"
     AGENT_LOST = "agent-lost"
     ACTOR_LOST = "actor-lost"
@@ -80,6 +82,8 @@ CONSEQUENCES: dict[Reason, Consequence] = {
     Reason.MOVED: Consequence(Then.QUEUE, "saved, to go on elsewhere"),
     Reason.CANCELLED: Consequence(Then.CANCEL, "cancelled by its user"),
     Reason.SHUTDOWN: Consequence(Then.QUEUE, "saved, because the machine was taken down"),
+    Reason.DRAINED: Consequence(Then.QUEUE, "saved, because its machine is being drained"),
+    Reason.OWNER: Consequence(Then.QUEUE, "saved, because its machine's owner needs it"),
     Reason.NODE_LOST: Consequence(Then.QUEUE, "its machine was lost"),
     Reason.AGENT_LOST: Consequence(Then.RETRY, "the agent that watched it was lost"),
     Reason.ACTOR_LOST: Consequence(Then.QUEUE, "saved, because Ray lost its actor"),

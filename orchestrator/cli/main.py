@@ -18,6 +18,7 @@ from orchestrator.cli import (
     insight,
     machines,
     nodes,
+    owner,
     runs,
     spec,
     views,
@@ -59,7 +60,7 @@ def _root(
     pass
 
 
-for topic in (runs, views, checkpoints, insight, cluster, nodes, machines, garbage, demo, spec):
+for topic in (runs, views, checkpoints, insight, cluster, nodes, machines, owner, garbage, demo, spec):
     topic.register(app)
 
 

@@ -28,6 +28,8 @@ from orchestrator.messages import (
     GarbageRequest,
     GarbageView,
     Health,
+    LimitRequest,
+    LimitsView,
     LogPage,
     MoveRequest,
     NodeView,
@@ -38,6 +40,7 @@ from orchestrator.messages import (
     SubmitRequest,
     Submitted,
     TagRequest,
+    WhyView,
 )
 from orchestrator.messages import Problem as ProblemBody
 
@@ -171,6 +174,34 @@ class Client:
     def move(self, ref: str, pool: str) -> RunView:
         """Save a run and go on with it in another pool."""
         return self._one(RunView, "POST", _run_path(ref, "move"), body=MoveRequest(pool=pool))
+
+    def queue(self) -> list[RunView]:
+        """Runs that wait, in the order in which they are looked at."""
+        return self._many(RunView, "/v1/queue")
+
+    def why(self, ref: str) -> WhyView:
+        """What stands in the way of a run."""
+        return self._one(WhyView, "GET", _run_path(ref, "why"))
+
+    def hold(self, ref: str) -> RunView:
+        """Hold a run back: it does not start, or not again, until it is released."""
+        return self._one(RunView, "POST", _run_path(ref, "hold"))
+
+    def release(self, ref: str) -> RunView:
+        """Let a run that was held back start again."""
+        return self._one(RunView, "POST", _run_path(ref, "release"))
+
+    def top(self, ref: str) -> RunView:
+        """Let a run go before all others of its priority."""
+        return self._one(RunView, "POST", _run_path(ref, "top"))
+
+    def limits(self) -> LimitsView:
+        """Most attempts at a time, by pool and experiment."""
+        return self._one(LimitsView, "GET", "/v1/limits")
+
+    def set_limit(self, request: LimitRequest) -> LimitsView:
+        """Set a limit, or take it away."""
+        return self._one(LimitsView, "PUT", "/v1/limits", body=request)
 
     def checkpoints(self, ref: str) -> list[CheckpointView]:
         """Committed checkpoints of a run."""

@@ -250,6 +250,50 @@ class PlanView(_Message):
     """Checkpoint that it would begin from."""
 
 
+class WhyNode(_Message):
+    """What one node says to one variant."""
+
+    node: str
+    why: str
+    """Empty where it fits."""
+    until: datetime | None = None
+    """When that is expected to end, where it is known."""
+
+
+class WhyVariant(_Message):
+    """What one variant meets."""
+
+    variant: Variant
+    node: str | None
+    """Where it would start now."""
+    why: str
+    nodes: list[WhyNode] = Field(default_factory=list)
+
+
+class WhyView(_Message):
+    """Why a run waits; without variants where it does not."""
+
+    run: RunView
+    first: str = ""
+    """What stands in the way of all variants."""
+    variants: list[WhyVariant] = Field(default_factory=list)
+
+
+class LimitRequest(_Message):
+    """Most attempts at a time in a pool or of an experiment; None takes the limit away."""
+
+    kind: Literal["pool", "experiment"]
+    name: str = Field(min_length=1, max_length=63)
+    most: int | None = Field(default=None, ge=0)
+
+
+class LimitsView(_Message):
+    """Limits that are set, by name."""
+
+    pools: dict[str, int] = Field(default_factory=dict)
+    experiments: dict[str, int] = Field(default_factory=dict)
+
+
 class PointView(_Message):
     """One measurement."""
 

@@ -14,6 +14,8 @@ from orchestrator.messages import (
     CheckpointView,
     GarbageRequest,
     GarbageView,
+    LimitRequest,
+    LimitsView,
     LogPage,
     MoveRequest,
     NodeView,
@@ -24,6 +26,7 @@ from orchestrator.messages import (
     SubmitRequest,
     Submitted,
     TagRequest,
+    WhyView,
 )
 
 router = APIRouter(prefix="/v1")
@@ -67,6 +70,48 @@ def cancel(request: Request, ref: str) -> RunView:
 def move(request: Request, ref: str, body: MoveRequest) -> RunView:
     """Save the run and go on in another pool."""
     return controller(request).service.move(ref, body.pool)
+
+
+@router.get("/runs/{ref}/why")
+def why(request: Request, ref: str) -> WhyView:
+    """What stands in the way of a run."""
+    return controller(request).service.why(ref)
+
+
+@router.post("/runs/{ref}/hold")
+def hold(request: Request, ref: str) -> RunView:
+    """Hold a run back."""
+    return controller(request).service.hold(ref, held=True)
+
+
+@router.post("/runs/{ref}/release")
+def release(request: Request, ref: str) -> RunView:
+    """Let a run that was held back start again."""
+    return controller(request).service.hold(ref, held=False)
+
+
+@router.post("/runs/{ref}/top")
+def top(request: Request, ref: str) -> RunView:
+    """Let a run go before all others of its priority."""
+    return controller(request).service.top(ref)
+
+
+@router.get("/queue")
+def queue(request: Request, limit: Annotated[int, Query(ge=1, le=10_000)] = 200) -> list[RunView]:
+    """Runs that wait, in the order in which they are looked at."""
+    return controller(request).service.queue(limit)
+
+
+@router.get("/limits")
+def limits(request: Request) -> LimitsView:
+    """Most attempts at a time."""
+    return controller(request).service.limits()
+
+
+@router.put("/limits")
+def set_limit(request: Request, body: LimitRequest) -> LimitsView:
+    """Set a limit, or take it away."""
+    return controller(request).service.set_limit(body)
 
 
 @router.get("/runs/{ref}/checkpoints")

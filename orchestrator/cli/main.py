@@ -19,6 +19,7 @@ from orchestrator.cli import (
     machines,
     nodes,
     owner,
+    queue,
     runs,
     spec,
     views,
@@ -60,7 +61,7 @@ def _root(
     pass
 
 
-for topic in (runs, views, checkpoints, insight, cluster, nodes, machines, owner, garbage, demo, spec):
+for topic in (runs, queue, views, checkpoints, insight, cluster, nodes, machines, owner, garbage, demo, spec):
     topic.register(app)
 
 

@@ -60,6 +60,8 @@ class Beats:
             self._spool.add_points(run_id, number, with_attempt(beat.points, number))
         if _has_news(attempt, beat):
             run = self._take_news(run_id, number, beat)
+        if beat.checkpoints:
+            self._live.committed(run_id, number)
         for note in beat.checkpoints:
             self._tracking.checkpoint(run, attempt, note)
         if beat.outcome is not None:

@@ -7,6 +7,7 @@ import logging
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.cluster.gateway import Gateway
 from orchestrator.control.beats import Beats
+from orchestrator.control.board import Board
 from orchestrator.control.config import ControllerConfig
 from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.keeping import Keeping
@@ -16,6 +17,7 @@ from orchestrator.control.loop import Loop
 from orchestrator.control.machines import Machines
 from orchestrator.control.nodebook import Drains, NodeBook
 from orchestrator.control.outcomes import Outcomes
+from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.service import Service
 from orchestrator.control.tracking import Tracking
 from orchestrator.control.views import Views
@@ -50,6 +52,8 @@ class Controller:
         self.beats = Beats(
             self.ledger, self.spool, files, self.live, self.outcomes, tracking, clock, self.wake
         )
+        self.board = Board(self.ledger, self.live, clock)
+        self.scheduling = Scheduling(self.board, self.ledger, clock, config.upgrade_rest_s)
         self.service = Service(
             self.ledger,
             self.spool,
@@ -57,15 +61,25 @@ class Controller:
             files,
             self.live,
             self.watcher,
+            self.scheduling,
             tracking,
             clock,
             config.mlflow_url,
             self.wake,
         )
-        self.machines = Machines(book, self.watcher, Views(self.ledger, self.spool, self.live))
+        views = Views(self.ledger, self.spool, self.live, self.scheduling, self.watcher)
+        self.machines = Machines(book, self.watcher, views)
         self.keeping = Keeping(self.ledger, self.store, clock)
         self.loop = Loop(
-            config, self.ledger, self.spool, gateway, self.watcher, self.live, self.outcomes, clock
+            config,
+            self.ledger,
+            self.spool,
+            gateway,
+            self.watcher,
+            self.live,
+            self.outcomes,
+            self.scheduling,
+            clock,
         )
         self.shipper = (
             Shipper(self.spool, lambda: MlflowSink(config.mlflow_url)) if config.mlflow_url else None
@@ -93,7 +107,7 @@ class Controller:
 
     def drain(self) -> int:
         """Start nothing new and order every attempt to save; the number of attempts that have not ended."""
-        self.loop.draining = True
+        self.scheduling.draining = True
         return self.service.shut_down()
 
     def wake(self) -> None:

@@ -6,7 +6,8 @@ from orchestrator.clock import Clock
 from orchestrator.control.fleet import Fleet
 from orchestrator.domain.emptying import Leave, leaving
 from orchestrator.domain.records import RunRecord
-from orchestrator.domain.transitions import leave
+from orchestrator.domain.states import RunState
+from orchestrator.domain.transitions import make_room
 from orchestrator.store.ledger import Ledger
 
 
@@ -28,10 +29,11 @@ def order_away(ledger: Ledger, fleet: Fleet, clock: Clock) -> None:
         for order in orders:
             run = writing.run(order.run_id)
             if _stands(run, order):
-                writing.save_run(leave(run, order.reason))
+                writing.save_run(make_room(run, order.reason))
                 writing.add_event(run.id, now, order.reason.value, order.text)
 
 
 def _stands(run: RunRecord, order: Leave) -> bool:
-    """Whether the order has something to change: an attempt that a newer one replaced ends by its fence."""
-    return order.attempt == run.attempt and leave(run, order.reason) != run
+    """Whether the order has something to change. An attempt that a newer one replaced ends by its fence."""
+    executes = run.state in (RunState.STARTING, RunState.RUNNING)
+    return executes and run.stop is None and order.attempt == run.attempt

@@ -29,11 +29,6 @@ class Fleet:
             return None
         return any(node.ray_id == ray_id and node.alive for node in self.nodes)
 
-    @property
-    def open(self) -> Fleet:
-        """The same without nodes on which nothing new may start."""
-        return replace(self, nodes=tuple(node for node in self.nodes if not node.closed))
-
 
 class FleetWatcher:
     """Asks the gateway about once a second and calls `on_change` when the picture differs.

@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 from orchestrator.clock import Clock
 from orchestrator.messages import Transfer
 
+_PACE_S = 60.0
+_PACE_LEAST_S = 5.0
+"""A pace is told from stretches of so many seconds."""
+
 
 @dataclass(frozen=True)
 class Sign:
@@ -17,6 +21,12 @@ class Sign:
     """Monotonic seconds."""
     step: int | None = None
     transfer: Transfer | None = None
+    base: tuple[float, int] | None = None
+    """An earlier moment and its step, by which the pace is told."""
+    pace: float | None = None
+    """Seconds per step, over the last minute at most."""
+    saved: float | None = None
+    """When it last committed a checkpoint; None: not in this attempt."""
 
 
 class LiveBoard:
@@ -32,9 +42,28 @@ class LiveBoard:
         """The agent spoke now."""
         key = (run_id, attempt)
         with self._lock:
-            before = self._signs.get(key)
-            known = step if step is not None else (before.step if before else None)
-            self._signs[key] = Sign(self._clock.monotonic(), known, transfer)
+            now = self._clock.monotonic()
+            before = self._signs.get(key) or Sign(now)
+            known = step if step is not None else before.step
+            base = before.base
+            if known is not None and (base is None or now - base[0] > _PACE_S):
+                base = (now, known)
+            pace = before.pace
+            if known is not None and base is not None and known > base[1] and now - base[0] > _PACE_LEAST_S:
+                pace = (now - base[0]) / (known - base[1])
+            self._signs[key] = Sign(now, known, transfer, base, pace, before.saved)
+
+    def committed(self, run_id: str, attempt: int) -> None:
+        """The attempt has committed a checkpoint now."""
+        with self._lock:
+            sign = self._signs.get((run_id, attempt))
+            if sign is not None:
+                self._signs[run_id, attempt] = replace(sign, saved=self._clock.monotonic())
+
+    def sign(self, run_id: str, attempt: int) -> Sign | None:
+        """The last sign of life; None before the first."""
+        with self._lock:
+            return self._signs.get((run_id, attempt))
 
     def expect(self, run_id: str, attempt: int) -> None:
         """An attempt was launched now: silence counts from here."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 from orchestrator.agent.job import AgentJob, RestoreFrom
 from orchestrator.clock import Clock
@@ -15,14 +14,14 @@ from orchestrator.control.emptying import order_away
 from orchestrator.control.fleet import Fleet, FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.outcomes import Outcomes
+from orchestrator.control.scheduling import Scheduling
 from orchestrator.domain.fleet import ActorInfo
 from orchestrator.domain.liveness import needs_probe, verdict
-from orchestrator.domain.planner import VariantVerdict, loads, plan
 from orchestrator.domain.records import AttemptRecord, RunRecord
-from orchestrator.domain.states import Phase, Reason, RunState
+from orchestrator.domain.states import Phase, Reason
 from orchestrator.errors import OrchError, UnavailableError
 from orchestrator.messages import Outcome
-from orchestrator.store.ledger import OPEN_STATES, Ledger, Transaction
+from orchestrator.store.ledger import Ledger
 from orchestrator.store.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -44,8 +43,10 @@ class Loop:
         watcher: FleetWatcher,
         live: LiveBoard,
         outcomes: Outcomes,
+        scheduling: Scheduling,
         clock: Clock,
     ) -> None:
+        self._scheduling = scheduling
         self._config = config
         self._ledger = ledger
         self._spool = spool
@@ -59,8 +60,6 @@ class Loop:
         self._launcher = ThreadPoolExecutor(4, thread_name_prefix="launch")
         self._launching: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
-        self.draining = False
-        """True once machines are being taken down: nothing new starts."""
 
     def start(self) -> None:
         """Begin to decide."""
@@ -101,8 +100,8 @@ class Loop:
         self._end_lost(fleet)
         order_away(self._ledger, fleet, self._clock)
         self._launch_again()
-        if not self.draining and fleet.connected:
-            self._start_waiting(fleet.open)
+        if not self._scheduling.draining and fleet.connected:
+            self._start_waiting(fleet)
 
     # ---- attempts that are there
 
@@ -136,46 +135,12 @@ class Loop:
     # ---- runs that wait
 
     def _start_waiting(self, fleet: Fleet) -> None:
-        now = self._clock.now()
-        started: list[tuple[RunRecord, AttemptRecord]] = []
-        with self._ledger.begin() as ledger:
-            queue = ledger.runs(states=[RunState.QUEUED])
-            if not queue:
-                return
-            names = {run.id: run.spec.name for run in ledger.runs(states=OPEN_STATES)}
-            machines = loads(fleet.nodes, ledger.open_attempts(), names)
-            runs = {run.id: run for run in queue}
-            for decision in plan(queue, machines, now):
-                run = runs[decision.run_id]
-                if decision.chosen:
-                    started.append(self._record_start(ledger, run, decision.chosen))
-                elif run.message != decision.why:
-                    ledger.save_run(replace(run, message=decision.why))
+        started, more = self._scheduling.round(fleet)
         for run, attempt in started:
             self._live.expect(run.id, attempt.number)
             self._launch(run, attempt)
-
-    def _record_start(
-        self, ledger: Transaction, run: RunRecord, chosen: VariantVerdict
-    ) -> tuple[RunRecord, AttemptRecord]:
-        """Record the attempt before it is launched, so that a crash in between loses nothing."""
-        assert chosen.node is not None
-        now = self._clock.now()
-        run = replace(run, state=RunState.STARTING, attempt=run.attempt + 1, message="", reason=None)
-        attempt = AttemptRecord(
-            run_id=run.id,
-            number=run.attempt,
-            ray_id=chosen.node.ray_id,
-            node=chosen.node.name,
-            variant_index=chosen.index,
-            variant=chosen.variant,
-            phase=Phase.LAUNCHING,
-            created_at=now,
-        )
-        ledger.save_run(run)
-        ledger.add_attempt(attempt)
-        ledger.add_event(run.id, now, "placed", f"attempt {run.attempt} goes to {chosen.node.name}")
-        return run, attempt
+        if more:
+            self.wake()
 
     # ---- launching
 

@@ -46,6 +46,8 @@ class Reason(StrEnum):
     SHUTDOWN = "shutdown"
     DRAINED = "drained"
     OWNER = "owner"
+    PREEMPTED = "preempted"
+    UPGRADED = "upgraded"
     NODE_LOST = "node-lost"
     AGENT_LOST = "agent-lost"
     ACTOR_LOST = "actor-lost"
@@ -84,6 +86,8 @@ CONSEQUENCES: dict[Reason, Consequence] = {
     Reason.SHUTDOWN: Consequence(Then.QUEUE, "saved, because the machine was taken down"),
     Reason.DRAINED: Consequence(Then.QUEUE, "saved, because its machine is being drained"),
     Reason.OWNER: Consequence(Then.QUEUE, "saved, because its machine's owner needs it"),
+    Reason.PREEMPTED: Consequence(Then.QUEUE, "saved, to make room for a run that goes first"),
+    Reason.UPGRADED: Consequence(Then.QUEUE, "saved, to go on in a better place"),
     Reason.NODE_LOST: Consequence(Then.QUEUE, "its machine was lost"),
     Reason.AGENT_LOST: Consequence(Then.RETRY, "the agent that watched it was lost"),
     Reason.ACTOR_LOST: Consequence(Then.QUEUE, "saved, because Ray lost its actor"),

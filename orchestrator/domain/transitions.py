@@ -74,14 +74,12 @@ def move(run: RunRecord, pool: str) -> RunRecord:
 
 def shut_down(run: RunRecord) -> RunRecord:
     """The run ordered to save and stop because its machines are taken down; an earlier order stands."""
-    return leave(run, Reason.SHUTDOWN)
+    return run if run.stop else replace(run, state=RunState.STOPPING, stop=Reason.SHUTDOWN)
 
 
-def leave(run: RunRecord, why: Reason) -> RunRecord:
-    """The run ordered to save and stop for the sake of its machine; an earlier order stands, and what does
-    not execute stays as it is."""
-    executes = run.state in (RunState.STARTING, RunState.RUNNING)
-    return replace(run, state=RunState.STOPPING, stop=why) if executes and run.stop is None else run
+def make_room(run: RunRecord, reason: Reason) -> RunRecord:
+    """The run ordered to save and go, and to wait in its old place; an earlier order stands."""
+    return run if run.stop else replace(run, state=RunState.STOPPING, stop=reason)
 
 
 def _finish(run: RunRecord, state: RunState, now: datetime) -> RunRecord:

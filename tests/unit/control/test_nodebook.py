@@ -9,7 +9,6 @@ import pytest
 
 from orchestrator.control.fleet import Fleet, FleetWatcher
 from orchestrator.control.nodebook import FRESH_S, Drains, NodeBook
-from orchestrator.domain.fleet import NodeInfo
 from orchestrator.errors import SetupError, UnavailableError
 from orchestrator.messages import GpuView, NodeNote
 from tests.unit.control.conftest import PaperGateway
@@ -153,19 +152,12 @@ def test_the_picture_holds_what_ray_and_the_nodes_say(book: NodeBook, clock: Han
         "laptop": "it is being drained",
         "gpu": "its owner uses it: cs2 is running",
     }
-    assert seen.watcher.fleet.open.nodes == ()
     clock.sleep(FRESH_S + 1)
     seen.look()
-    assert [found.name for found in seen.watcher.fleet.open.nodes] == ["gpu"], "nobody reports any more"
+    assert closed(seen.watcher.fleet)["gpu"] == "", "nobody reports any more"
     seen.gateway.nodes_error = UnavailableError("no Ray")
     book.drains.remove("laptop")
     seen.look()
     fleet = seen.watcher.fleet
     assert not fleet.connected
     assert closed(fleet) == {"laptop": "", "gpu": ""}, "what is known goes on"
-
-
-def test_only_what_is_open_is_open() -> None:
-    nodes: tuple[NodeInfo, ...] = (node(), node("gpu", draining=True), node("box", excluded="it failed"))
-    assert [found.name for found in Fleet(nodes, connected=True).open.nodes] == ["laptop"]
-    assert Fleet(nodes, connected=True).open.connected

@@ -8,7 +8,7 @@ from orchestrator.domain.emptying import leaving
 from orchestrator.domain.fleet import NodeInfo, NodeReport
 from orchestrator.domain.records import Member
 from orchestrator.domain.states import CONSEQUENCES, Phase, Reason, RunState, Then
-from orchestrator.domain.transitions import after_attempt, leave
+from orchestrator.domain.transitions import after_attempt, make_room
 from tests.unit.records import NOW, attempt, node, run
 
 BUSY = NodeReport(busy="cs2 is running")
@@ -54,20 +54,7 @@ def test_a_gang_leaves_as_a_whole() -> None:
 @pytest.mark.parametrize("why", [Reason.DRAINED, Reason.OWNER])
 def test_leaving_costs_no_retry_and_no_pause(why: Reason) -> None:
     assert CONSEQUENCES[why].then is Then.QUEUE
-    told = leave(run(state=RunState.RUNNING, attempt=1, retries_used=2), why)
+    told = make_room(run(state=RunState.RUNNING, attempt=1, retries_used=2), why)
     assert (told.state, told.stop) == (RunState.STOPPING, why)
     after = after_attempt(told, attempt(), why, "", NOW)
     assert (after.state, after.stop, after.retries_used, after.not_before) == (RunState.QUEUED, None, 2, None)
-
-
-@pytest.mark.parametrize(
-    "before",
-    [
-        run(state=RunState.STOPPING, stop=Reason.CANCELLED),
-        run(state=RunState.STOPPING, stop=Reason.MOVED),
-        run(state=RunState.QUEUED),
-        run(state=RunState.SUCCEEDED),
-    ],
-)
-def test_an_earlier_order_stands_and_what_does_not_execute_stays(before: object) -> None:
-    assert leave(before, Reason.DRAINED) == before  # type: ignore[arg-type]

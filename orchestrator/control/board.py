@@ -26,6 +26,7 @@ class _Open:
     """What is known of a run that executes."""
 
     name: str
+    attempt: int
     user: str
     experiment: str
     order: Order
@@ -109,38 +110,16 @@ class Board:
         return grant
 
     def _new_grant(self, attempt: AttemptRecord, run: _Open | None, sign: Sign | None) -> Grant:
-        demand = demand_of(attempt.variant_index, attempt.variant)
-        gpu_ids = attempt.gpu_ids or tuple(range(attempt.variant.gpus))
-        if run is None:  # an old attempt whose run waits already or has ended
-            name = attempt.run_id
-            return Grant(attempt.run_id, name, attempt.ray_id, demand, (0, 0, 0), gpu_ids, stopping=True)
-        remaining = _remaining(run, sign)
-        begun = (attempt.started_at or attempt.created_at).timestamp()
-        now, monotonic = self._clock.now().timestamp(), self._clock.monotonic()
-        ends = [] if remaining is None else [now + remaining]
-        if run.left is not None:
-            ends.append(begun + run.left)
-        return Grant(
-            attempt.run_id,
-            run.name,
-            attempt.ray_id,
-            demand,
-            run.order,
-            gpu_ids,
-            ends=min(ends, default=None),
-            stopping=run.stopping,
-            backfill=attempt.backfill,
-            saved=begun if sign is None or sign.saved is None else now - (monotonic - sign.saved),
-            user=run.user,
-            experiment=run.experiment,
-        )
+        now = self._clock.now().timestamp()
+        saved = None if sign is None or sign.saved is None else now - (self._clock.monotonic() - sign.saved)
+        return _grant(attempt, run, _remaining(run, sign), saved, now)
 
     def running(self, now: float) -> list[Running]:
         """What upgrades are decided by."""
         found = []
         for attempt in self._attempts.values():
             run = self._runs.get(attempt.run_id)
-            if run is None or attempt.started_at is None:
+            if run is None or attempt.started_at is None or run.attempt != attempt.number:
                 continue
             sign = self._live.sign(attempt.run_id, attempt.number)
             remaining = _remaining(run, sign)
@@ -157,9 +136,45 @@ class Board:
         return found
 
 
-def _remaining(run: _Open, sign: Sign | None) -> float | None:
+def running_of(
+    run: RunRecord, attempt: AttemptRecord, remaining: float | None, saved: float | None, now: float
+) -> Grant:
+    """What rank 0 of an attempt holds; `remaining` seconds of work, and when it was saved, where known."""
+    executing = not run.state.final and run.state != RunState.QUEUED
+    return _grant(attempt, _open(run) if executing else None, remaining, saved, now)
+
+
+def _grant(
+    attempt: AttemptRecord, run: _Open | None, remaining: float | None, saved: float | None, now: float
+) -> Grant:
+    demand = demand_of(attempt.variant_index, attempt.variant)
+    gpu_ids = attempt.gpu_ids or tuple(range(attempt.variant.gpus))
+    if run is None or run.attempt != attempt.number:  # an attempt that its run has left, and that may end
+        name = run.name if run else attempt.run_id
+        return Grant(attempt.run_id, name, attempt.ray_id, demand, (0, 0, 0), gpu_ids, stopping=True)
+    begun = (attempt.started_at or attempt.created_at).timestamp()
+    ends = [] if remaining is None else [now + remaining]
+    if run.left is not None:
+        ends.append(begun + run.left)
+    return Grant(
+        attempt.run_id,
+        run.name,
+        attempt.ray_id,
+        demand,
+        run.order,
+        gpu_ids,
+        ends=min(ends, default=None),
+        stopping=run.stopping,
+        backfill=attempt.backfill,
+        saved=begun if saved is None else saved,
+        user=run.user,
+        experiment=run.experiment,
+    )
+
+
+def _remaining(run: _Open | None, sign: Sign | None) -> float | None:
     """Seconds that the run would still take where it is; None where that is not known."""
-    if sign is None or sign.step is None or sign.pace is None or run.target is None:
+    if run is None or sign is None or sign.step is None or sign.pace is None or run.target is None:
         return None
     return max(0, run.target - sign.step) * sign.pace
 
@@ -190,6 +205,7 @@ def _open(run: RunRecord) -> _Open:
     spec = run.spec
     return _Open(
         spec.name,
+        run.attempt,
         sys.intern(run.user),
         sys.intern(spec.experiment),
         _order(run),

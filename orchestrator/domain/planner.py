@@ -201,11 +201,15 @@ class Desk:
     def _allowed(self, waiting: Waiting, demand: Demand) -> list[Room]:
         """Nodes that one rank fits on and that are not kept for others."""
         rooms = [room for room in self.open[demand.pool] if room.fits(demand)]
+        return [room for room in rooms if self.may_use(waiting, demand, room)]
+
+    def may_use(self, waiting: Waiting, demand: Demand, room: Room) -> bool:
+        """Whether a room is not kept for another run, or this one does not touch what is kept."""
         reservation = self.plan.reservations.get(demand.pool)
-        if reservation is None:
-            return rooms
+        if reservation is None or reservation.waiting.run_id == waiting.run_id:
+            return True
         until = math.inf if waiting.lasts is None else self.now + waiting.lasts
-        return [room for room in rooms if reservation.allows(room, demand, until)]
+        return reservation.allows(room, demand, until)
 
     def apply(self, start: Start) -> None:
         """Count a start in."""
@@ -396,23 +400,26 @@ def _gang(waiting: Waiting, rooms: list[Room], demand: Demand) -> tuple[Place, .
 def _reserve(waiting: Waiting, demand: Demand, rooms: Iterable[Room], now: float) -> Reservation | None:
     """The nodes of a pool that are expected to be free for it first; None where it can never fit there."""
     near = heapq.nsmallest(_RESERVABLE, (room for room in rooms if not room.node.closed), key=_promising)
-    found: list[tuple[float, int, str, Room, list[Grant]]] = []
+    found: list[tuple[float, int, str, Room]] = []
+    """When, after how many ends, node, and what is left over then."""
     for room in near:
         ends = sorted(room.grants, key=lambda grant: _expected(grant, now))
-        needed = must_end(room, demand, ends)
+        needed = must_end(room, demand, ends) if demand.ranks == 1 else ends
         if needed is not None:
             at = max((_expected(grant, now) for grant in needed), default=now)
-            found.append((at, len(needed), room.node.name, room, needed))
-    chosen = heapq.nsmallest(demand.ranks, found, key=lambda one: one[:3])
-    if not chosen:
-        return None
-    spare: dict[str, Room] = {}
-    for _, _, _, room, needed in chosen:
-        left = room.without(needed)
-        place = Place(room.node.ray_id, room.node.name, left.choose(demand))
-        left.take(grant_of(waiting, demand, place, now))
-        spare[room.node.ray_id] = left
-    return Reservation(waiting, demand, {one[3].node.ray_id: one[0] for one in chosen}, spare)
+            found.append((at, len(needed), room.node.name, room.without(needed)))
+    ranks, at_of, spare = 0, dict[str, float](), dict[str, Room]()
+    for at, _, _, left in sorted(found, key=lambda one: one[:3]):
+        before = ranks
+        while ranks < demand.ranks and left.fits(demand):
+            place = Place(left.node.ray_id, left.node.name, left.choose(demand))
+            left.take(grant_of(waiting, demand, place, now))
+            ranks += 1
+        if ranks > before:
+            at_of[left.node.ray_id], spare[left.node.ray_id] = at, left
+        if ranks == demand.ranks:
+            return Reservation(waiting, demand, at_of, spare)
+    return None
 
 
 def _promising(room: Room) -> tuple[float, float, str]:

@@ -70,7 +70,11 @@ def evictions(desk: Desk) -> list[Eviction]:
         for demand in eligible(waiting, desk.now):
             if desk.limit_of_pool(demand.pool):
                 continue
-            rooms = [room for room in desk.pools.get(demand.pool, []) if not room.node.closed]
+            rooms = [
+                room
+                for room in desk.pools.get(demand.pool, [])
+                if not room.node.closed and desk.may_use(waiting, demand, room)
+            ]
             chosen = _victims(waiting, demand, rooms, desk.now)
             if chosen is None:
                 continue
@@ -85,15 +89,9 @@ def evictions(desk: Desk) -> list[Eviction]:
 
 
 def _claim(waiting: Waiting, demand: Demand, room: Room) -> Grant:
-    return Grant(
-        waiting.run_id,
-        waiting.name,
-        room.node.ray_id,
-        demand,
-        waiting.order,
-        room.choose(demand),
-        stopping=True,
-    )
+    """The place that a run gets; it makes room for nobody who comes after."""
+    gpu_ids = room.choose(demand)
+    return Grant(waiting.run_id, waiting.name, room.node.ray_id, demand, waiting.order, gpu_ids)
 
 
 def _victims(

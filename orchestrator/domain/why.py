@@ -117,11 +117,9 @@ def _node(waiting: Waiting, demand: Demand, room: Room, desk: Desk) -> NodeVerdi
     lacks = room.lacks(demand)
     if lacks:
         return NodeVerdict(room.node.name, lacks, _until(demand, room))
-    reservation = desk.plan.reservations.get(demand.pool)
-    if reservation is not None and reservation.waiting.run_id != waiting.run_id:
-        until = float("inf") if waiting.lasts is None else desk.now + waiting.lasts
-        if not reservation.allows(room, demand, until):
-            return NodeVerdict(room.node.name, f"kept for {reservation.waiting.name}, which goes first")
+    if not desk.may_use(waiting, demand, room):
+        first = desk.plan.reservations[demand.pool].waiting.name
+        return NodeVerdict(room.node.name, f"kept for {first}, which goes first")
     return NodeVerdict(room.node.name, "")
 
 

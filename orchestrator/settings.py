@@ -100,6 +100,11 @@ class Home:
         return self.controller / "ledger.db"
 
     @property
+    def drains_file(self) -> Path:
+        """Which nodes are being drained."""
+        return self.controller / "draining.json"
+
+    @property
     def points_file(self) -> Path:
         """SQLite spool of metric points."""
         return self.controller / "points.db"

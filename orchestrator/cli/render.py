@@ -32,6 +32,10 @@ STATE_STYLES = {
     "cancelled": "dim",
     "ready": "green",
     "lost": "red",
+    "draining": "yellow",
+    "drained": "dim",
+    "in use": "yellow",
+    "excluded": "red",
 }
 
 

@@ -14,10 +14,13 @@ from orchestrator.control.keeping import Keeping
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.loop import Loop
+from orchestrator.control.machines import Machines
+from orchestrator.control.nodebook import Drains, NodeBook
 from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.service import Service
 from orchestrator.control.tracking import Tracking
+from orchestrator.control.views import Views
 from orchestrator.domain.records import AttemptRecord
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_store, store_id
@@ -40,7 +43,8 @@ class Controller:
         self.live = LiveBoard(clock)
         self.gateway = gateway
         files = RunFiles(config.home.run_logs)
-        self.watcher = FleetWatcher(gateway, self.wake)
+        book = NodeBook(Drains(config.home.drains_file, clock), clock)
+        self.watcher = FleetWatcher(gateway, self.wake, book.told)
         tracking = Tracking(self.ledger, self.spool, self.store, clock, enabled=bool(config.mlflow_url))
         self.outcomes = Outcomes(
             self.ledger, self.spool, self.store, self.live, tracking, clock, self._release
@@ -63,6 +67,8 @@ class Controller:
             config.mlflow_url,
             self.wake,
         )
+        views = Views(self.ledger, self.spool, self.live, self.scheduling, self.watcher)
+        self.machines = Machines(book, self.watcher, views)
         self.keeping = Keeping(self.ledger, self.store, clock)
         self.loop = Loop(
             config,

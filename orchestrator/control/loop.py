@@ -10,6 +10,7 @@ from orchestrator.agent.job import AgentJob, RestoreFrom
 from orchestrator.clock import Clock
 from orchestrator.cluster.gateway import Gateway
 from orchestrator.control.config import ControllerConfig
+from orchestrator.control.emptying import order_away
 from orchestrator.control.fleet import Fleet, FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.outcomes import Outcomes
@@ -97,6 +98,7 @@ class Loop:
         """One round. Safe to repeat at any time."""
         fleet = self._watcher.fleet
         self._end_lost(fleet)
+        order_away(self._ledger, fleet, self._clock)
         self._launch_again()
         if not self._scheduling.draining and fleet.connected:
             self._start_waiting(fleet)

@@ -246,6 +246,14 @@ class Client:
         """Machines of the cluster."""
         return self._many(NodeView, "/v1/nodes")
 
+    def drain(self, node: str, *, undo: bool = False) -> NodeView:
+        """Start nothing new on a node, and have what runs there go on elsewhere; `undo`: use it again.
+
+        NotFoundError names the nodes there are.
+        """
+        path = f"/v1/nodes/{quote(node, safe='')}/drain"
+        return self._one(NodeView, "DELETE" if undo else "POST", path)
+
     def health(self) -> Health:
         """Who answers. Without a token only `version` is filled."""
         return self._one(Health, "GET", "/v1/health")

@@ -186,6 +186,20 @@ class GarbageView(_Message):
     """Why nothing could be done."""
 
 
+class GpuView(_Message):
+    """One GPU of a node."""
+
+    index: int = Field(ge=0)
+    """Its place among the GPUs that the node offers, from 0."""
+    name: str = Field(max_length=200)
+    memory: int = Field(ge=0)
+    """Bytes."""
+    foreign_memory: int = Field(default=0, ge=0)
+    """Bytes that processes which are not ours have taken."""
+    foreign_use: float = Field(default=0.0, ge=0, le=1)
+    """Share of the time in which such processes keep it busy."""
+
+
 class NodeView(_Message):
     """One machine of the cluster."""
 
@@ -201,6 +215,19 @@ class NodeView(_Message):
     memory: int = 0
     """Bytes that the node offers to runs."""
     runs: list[str] = Field(default_factory=list)
+    gpu_states: list[GpuView] = Field(default_factory=list)
+    """As the node said last; empty where it has not said anything for a while."""
+    closed: str = ""
+    """Why nothing new starts there, in words; empty where it may."""
+    draining: bool = False
+    drained: bool = False
+    """It is being drained, and nothing runs there any more."""
+    excluded: str = ""
+    """Why it is passed over for a while: runs have failed there."""
+    busy: str = ""
+    """What its owner uses it for, in words; empty where it is free."""
+    yields: bool = False
+    """Whether what runs there goes while its owner uses it."""
 
 
 class PlanLine(_Message):
@@ -348,6 +375,16 @@ class CheckpointNote(_Message):
     metrics: dict[str, float] = Field(default_factory=dict)
     uri: str = ""
     sha256: str = ""
+
+
+class NodeNote(_Message):
+    """What a node says of itself every few seconds."""
+
+    gpus: list[GpuView] = Field(default_factory=list, max_length=64)
+    busy: str = Field(default="", max_length=500)
+    """Why its owner needs it now, in words; empty where it is free."""
+    yields: bool = False
+    """Whether what runs there has to save and go, too."""
 
 
 class Outcome(_Message):

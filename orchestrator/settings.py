@@ -12,6 +12,8 @@
                          10 GB or a tenth of the disk when unset, whichever is less
 ``ORCH_SHARE_COMPILED``  ``1`` on a node that takes compiled steps from the object store and puts its own
                          there; they are native code: whoever can write to the store can run code on it
+``ORCH_UPGRADE_REST``    seconds that an attempt stays where it began before it may be moved to a better
+                         placement; of the controller, 60 when unset
 ``ORCH_CACHE_DIR``       where the trainer keeps them and other things; the user's cache when unset
 =======================  =========================================================================
 
@@ -98,6 +100,11 @@ class Home:
         return self.controller / "ledger.db"
 
     @property
+    def drains_file(self) -> Path:
+        """Which nodes are being drained."""
+        return self.controller / "draining.json"
+
+    @property
     def points_file(self) -> Path:
         """SQLite spool of metric points."""
         return self.controller / "points.db"
@@ -166,6 +173,14 @@ def size(name: str, environ: Mapping[str, str] | None = None) -> int | None:
             f"{name} is {text!r}, which is no number of bytes", remedy=f"Write {name}=10GB, 500MiB or 0."
         )
     return int(amount)
+
+
+def seconds(name: str, default: float, environ: Mapping[str, str] | None = None) -> float:
+    """A number of seconds; `default` where it is unset or empty. SetupError where it is no number."""
+    text = (os.environ if environ is None else environ).get(name, "").strip()
+    if not re.fullmatch(r"(\d{1,9}(\.\d{1,3})?)?", text, re.ASCII):
+        raise SetupError(f"{name} is {text!r}, which is no number of seconds", remedy=f"Write {name}=60.")
+    return float(text) if text else default
 
 
 def flag(name: str, environ: Mapping[str, str] | None = None) -> bool:

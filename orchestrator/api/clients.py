@@ -181,6 +181,18 @@ def nodes(request: Request) -> list[NodeView]:
     return controller(request).service.nodes()
 
 
+@router.post("/nodes/{name}/drain")
+def drain(request: Request, name: str) -> NodeView:
+    """Start nothing new on a node, and have what runs there save and go on elsewhere."""
+    return controller(request).machines.drain(name)
+
+
+@router.delete("/nodes/{name}/drain")
+def undrain(request: Request, name: str) -> NodeView:
+    """Use a node again."""
+    return controller(request).machines.undrain(name)
+
+
 @router.post("/plan")
 def plan(request: Request, body: SubmitRequest) -> PlanView:
     """What would happen to a spec now."""

@@ -17,6 +17,8 @@ from orchestrator.cli import (
     garbage,
     insight,
     machines,
+    nodes,
+    owner,
     queue,
     runs,
     spec,
@@ -59,7 +61,7 @@ def _root(
     pass
 
 
-for topic in (runs, queue, views, checkpoints, insight, cluster, machines, garbage, demo, spec):
+for topic in (runs, queue, views, checkpoints, insight, cluster, nodes, machines, owner, garbage, demo, spec):
     topic.register(app)
 
 

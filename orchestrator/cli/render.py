@@ -33,6 +33,10 @@ STATE_STYLES = {
     "cancelled": "dim",
     "ready": "green",
     "lost": "red",
+    "draining": "yellow",
+    "drained": "dim",
+    "in use": "yellow",
+    "excluded": "red",
 }
 
 

@@ -16,6 +16,8 @@ from orchestrator.control.keeping import Keeping
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.loop import Loop
+from orchestrator.control.machines import Machines
+from orchestrator.control.nodebook import Drains, NodeBook
 from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.probes import Probes
 from orchestrator.control.scheduling import Scheduling
@@ -23,6 +25,7 @@ from orchestrator.control.service import Service
 from orchestrator.control.shares import gpu_share
 from orchestrator.control.sight import Sight
 from orchestrator.control.tracking import Tracking
+from orchestrator.control.views import Views
 from orchestrator.domain.records import AttemptRecord
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_store, store_id
@@ -46,7 +49,8 @@ class Controller:
         self.gateway = gateway
         files = RunFiles(config.home.run_logs)
         self.health = NodeHealth(self.ledger, clock)
-        self.watcher = FleetWatcher(gateway, self.wake, self.health.told)
+        book = NodeBook(Drains(config.home.drains_file, clock), clock)
+        self.watcher = FleetWatcher(gateway, self.wake, lambda node: self.health.told(book.told(node)))
         tracking = Tracking(self.ledger, self.spool, self.store, clock, enabled=bool(config.mlflow_url))
         self.outcomes = Outcomes(
             self.ledger,
@@ -77,6 +81,8 @@ class Controller:
             config.mlflow_url,
             self.wake,
         )
+        views = Views(self.ledger, self.spool, self.live, self.scheduling, self.watcher)
+        self.machines = Machines(book, self.watcher, views)
         self.keeping = Keeping(self.ledger, self.store, clock)
         self.probes = Probes(gateway, clock)
         sight = Sight(

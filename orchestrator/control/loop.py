@@ -11,6 +11,7 @@ from orchestrator.clock import Clock
 from orchestrator.cluster.gateway import Gateway
 from orchestrator.control.config import ControllerConfig
 from orchestrator.control.deadlines import Deadlines
+from orchestrator.control.emptying import order_away
 from orchestrator.control.fleet import Fleet, FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.outcomes import Outcomes
@@ -104,6 +105,7 @@ class Loop:
         fleet = self._watcher.fleet
         self._sight.look(fleet)
         self._deadlines.expire()
+        order_away(self._ledger, fleet, self._clock)
         self._launch_again()
         if not self._scheduling.draining and fleet.connected:
             self._start_waiting(fleet)

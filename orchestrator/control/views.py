@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from orchestrator.control.fleet import Fleet, FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.scheduling import Scheduling
 from orchestrator.domain.records import AttemptRecord, EventRecord, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, RunState
-from orchestrator.messages import AttemptView, CheckpointView, EventView, NodeView, ParentView, RunView
+from orchestrator.messages import (
+    AttemptView,
+    CheckpointView,
+    EventView,
+    GpuView,
+    NodeView,
+    ParentView,
+    RunView,
+)
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.records import CheckpointRecord
 from orchestrator.store.spool import Spool
@@ -138,6 +147,13 @@ class Views:
                 gpus_used=sum(gpu.whole or gpu.shared > 0 for gpu in room.gpus),
                 memory=node.memory,
                 runs=list(dict.fromkeys(grant.name for grant in room.grants)) if node.alive else [],
+                gpu_states=[GpuView(**asdict(gpu)) for gpu in node.report.gpus],
+                closed=node.closed,
+                draining=node.draining,
+                drained=node.draining and node.alive and not room.grants,
+                excluded=node.excluded,
+                busy=node.report.busy,
+                yields=node.report.yields,
             )
         return list(views.values())
 

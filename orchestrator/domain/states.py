@@ -51,6 +51,8 @@ class Reason(StrEnum):
     MOVED = "moved"
     CANCELLED = "cancelled"
     SHUTDOWN = "shutdown"
+    DRAINED = "drained"
+    OWNER = "owner"
     PREEMPTED = "preempted"
     UPGRADED = "upgraded"
     NODE_LOST = "node-lost"
@@ -96,6 +98,8 @@ CONSEQUENCES: dict[Reason, Consequence] = {
     Reason.MOVED: Consequence(Then.QUEUE, "saved, to go on elsewhere"),
     Reason.CANCELLED: Consequence(Then.CANCEL, "cancelled by its user"),
     Reason.SHUTDOWN: Consequence(Then.QUEUE, "saved, because the machine was taken down"),
+    Reason.DRAINED: Consequence(Then.QUEUE, "saved, because its machine is being drained"),
+    Reason.OWNER: Consequence(Then.QUEUE, "saved, because its machine's owner needs it"),
     Reason.PREEMPTED: Consequence(Then.QUEUE, "saved, to make room for a run that goes first"),
     Reason.UPGRADED: Consequence(Then.QUEUE, "saved, to go on in a better place"),
     Reason.NODE_LOST: Consequence(Then.QUEUE, "its machine was lost"),

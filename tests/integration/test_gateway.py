@@ -15,8 +15,9 @@ import pytest
 
 from orchestrator.agent.job import AgentJob
 from orchestrator.cluster import planning
+from orchestrator.cluster.agents import agents
 from orchestrator.cluster.config import NodeRequest, StackConfig, temp_dir
-from orchestrator.cluster.ending import agents, force_agents
+from orchestrator.cluster.ending import force_agents
 from orchestrator.cluster.files import ensure_token, write_node_home
 from orchestrator.cluster.gateway import RayGateway
 from orchestrator.cluster.host import Host

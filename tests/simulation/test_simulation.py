@@ -7,7 +7,7 @@ import os
 from tests.simulation.checks import check
 from tests.simulation.world import World
 
-EVENTS = int(os.environ.get("ORCH_SOAK_EVENTS", "60000"))
+EVENTS = int(os.environ.get("ORCH_SOAK_EVENTS", "20000"))
 PER_WORLD = 3000
 
 

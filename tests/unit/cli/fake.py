@@ -214,6 +214,8 @@ class FakeController:
                 return Health(version="0.1.0", cluster_id="c1")
             case "GET", ["nodes"]:
                 return self.nodes
+            case "POST" | "DELETE", ["nodes", name, "drain"]:
+                return self._drain(unquote(name), method == "POST")
             case "POST", ["shutdown"]:
                 return {"attempts": 1}
             case "GET", ["links"]:
@@ -230,6 +232,14 @@ class FakeController:
             case _, ["runs", ref, *rest]:
                 return self._run(method, unquote(ref), rest, query, body)
         raise NotFoundError(f"no route {method} {path}")
+
+    def _drain(self, name: str, draining: bool) -> NodeView:
+        found = {node.name: node for node in self.nodes}.get(name)
+        if found is None:
+            raise NotFoundError(f"no node is called {name}", remedy="the nodes there are: box")
+        closed = "it is being drained" if draining else ""
+        changes = {"draining": draining, "drained": draining and not found.runs, "closed": closed}
+        return found.model_copy(update=changes)
 
     def _list(self, query: dict[str, list[str]]) -> list[RunView]:
         views = [states[0].run for states in reversed(self.runs.values())]

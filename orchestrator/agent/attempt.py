@@ -213,7 +213,7 @@ class Attempt:
     def _start_followers(self, opened: Opened) -> None:
         to = Destination(self._job.node, self._device, self._job.store_uri, self._job.spec.checkpoint)
         fence = FenceWatch(opened.claim, self._notify, clock=self._clock)
-        saver = Saver(self._folder, opened, to, self._reporter, self._notify, self._clock, fence.confirm)
+        saver = Saver(self._folder, opened, to, self._reporter, self._notify, self._clock)
         self._triggers.fences += [lambda: saver.fenced, lambda: fence.fenced]
         saver.start()
         fence.start()

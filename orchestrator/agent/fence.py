@@ -15,16 +15,14 @@ log = logging.getLogger(__name__)
 
 FENCE_CHECK_S = 5.0
 TICK_S: Final = 0.5
-STALE_S: Final = 20.0
-"""Before a commit, ownership that was seen longer ago is looked at again."""
 
 
 class FenceWatch:
     """Looks every few seconds whether a newer attempt has taken the run, also while a long upload goes on;
     at once when this machine has slept, and again and again until the store has answered.
 
-    Storage alone decides what can be committed. This is to end early: before anything is uploaded that
-    nobody will take, and before the program has run on for long.
+    Storage alone decides what can be committed, and every commit looks before it uploads anything. This is to
+    end before the program has run on for long.
     """
 
     def __init__(
@@ -53,14 +51,6 @@ class FenceWatch:
     def close(self) -> None:
         """Look no more."""
         self._closed.set()
-
-    def confirm(self) -> None:
-        """Before a commit: look, unless the run was seen to be ours a moment ago.
-
-        FencedError where it is not, StoreUnavailableError where nobody can say: then nothing is committed.
-        """
-        if self._age() > STALE_S:
-            self._look()
 
     def _age(self) -> float:
         return self._clock.boottime() - self._seen

@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import Mock
 
-import pytest
-
-from orchestrator.agent.fence import FENCE_CHECK_S, STALE_S, FenceWatch
+from orchestrator.agent.fence import FENCE_CHECK_S, FenceWatch
 from orchestrator.agent.opening import Opened
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.saver import Destination, Saver
 from orchestrator.agent.workdir import WorkDir
 from orchestrator.clock import SystemClock
-from orchestrator.errors import FencedError, StoreUnavailableError
+from orchestrator.errors import StoreUnavailableError
 from orchestrator.spec.models import CheckpointPolicy
 from orchestrator.store.cache import NO_CACHE
 from orchestrator.store.runlog import Claim, RunLog
@@ -76,7 +74,7 @@ def test_after_a_sleep_it_looks_at_once_and_is_fenced() -> None:
         assert "attempt 2" in watch.fenced
 
 
-def test_while_the_store_is_away_it_looks_again_and_again_and_nothing_is_committed() -> None:
+def test_while_the_store_is_away_it_looks_again_and_again_and_nothing_is_told() -> None:
     store, clock = Store(), Turned()
     with watching(store, clock) as (watch, told):
         taken_by_another(store)
@@ -84,40 +82,23 @@ def test_while_the_store_is_away_it_looks_again_and_again_and_nothing_is_committ
         clock.at += 3600
         before = store.reads
         wait_until(lambda: store.reads > before + 3, 5)
-        with pytest.raises(StoreUnavailableError):
-            watch.confirm()
         assert not told
         store.away = False
         wait_until(lambda: told, 5)
-        with pytest.raises(FencedError):
-            watch.confirm()
-
-
-def test_a_commit_is_confirmed_only_after_a_while_without_a_look() -> None:
-    store, clock = Store(), Turned()
-    watch = FenceWatch(RunLog(store, "r").claim(1, node="n"), lambda: None, clock=clock)
-    taken_by_another(store)
-    clock.at += STALE_S
-    watch.confirm()
-    clock.at += 1
-    with pytest.raises(FencedError):
-        watch.confirm()
-    assert watch.fenced is not None
+        assert watch.fenced is not None
 
 
 def test_nothing_is_uploaded_before_the_look_has_succeeded(tmp_path: Path) -> None:
-    store, clock = Store(), Turned()
+    store = Store()
     claim = RunLog(store, "r").claim(1, node="n")
-    watch = FenceWatch(claim, lambda: None, clock=clock)
     folder = WorkDir(tmp_path)
     folder.prepare()
     opened = Opened(store, claim, None, None, 0, NO_CACHE)
     to = Destination("n", "cpu", "memory://test", CheckpointPolicy())
     told = threading.Event()
-    saver = Saver(folder, opened, to, Mock(spec=Reporter), told.set, confirm=watch.confirm)
+    saver = Saver(folder, opened, to, Mock(spec=Reporter), told.set)
     taken_by_another(store)
     before = dict(store.objects)
-    clock.at += STALE_S + 1
     (folder.checkpoints / "step-00000005").mkdir()
     (folder.checkpoints / "step-00000005" / "weights").write_bytes(b"x" * 100)
     store.away = True

@@ -37,3 +37,14 @@ class AgentJob(BaseModel):
     restore_from: RestoreFrom | None = None
     seconds_left: float | None = None
     """What is left of the spec's max_duration."""
+    gpu_ids: tuple[int, ...] = ()
+    """GPUs that the program may see, as indices into the node's own list."""
+    gpu_total: int | None = None
+    """Bytes of memory of the GPU that it shares with others, where that is known."""
+    rank: int = 0
+    world: int = 1
+    """Ranks of the attempt."""
+    local_rank: int = 0
+    """How many lower ranks are on the same node."""
+    address: str = ""
+    """The node's address, as other nodes reach it."""

@@ -6,18 +6,20 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 from orchestrator.clock import Clock
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.measured import with_attempt
 from orchestrator.control.tracking import Tracking
-from orchestrator.domain.records import AttemptRecord, RunRecord
+from orchestrator.domain import gang
+from orchestrator.domain.records import AttemptRecord, RankEnd, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, Phase
 from orchestrator.domain.transitions import after_attempt
 from orchestrator.errors import OrchError
 from orchestrator.messages import Outcome, Point
 from orchestrator.store.checkpoints import points as stored_points
-from orchestrator.store.ledger import Ledger
+from orchestrator.store.ledger import Ledger, Transaction
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.spool import Spool
 
@@ -45,13 +47,22 @@ class Outcomes:
         self._clock = clock
         self._release = release
 
-    def end(self, run_id: str, number: int, outcome: Outcome) -> None:
-        """Record the end of an attempt and what follows for its run; a second end changes nothing."""
+    def end(self, run_id: str, number: int, outcome: Outcome, rank: int = 0, age_s: float = 0.0) -> None:
+        """Record the end of an attempt and what follows for its run; a second end changes nothing.
+
+        Of a gang, the end of a rank is noted, `age_s` seconds ago; the attempt ends with the last of them.
+        """
         now = self._clock.now()
         with self._ledger.begin() as ledger:
             attempt = ledger.attempt(run_id, number)
             if attempt.ended:
                 return
+            if attempt.members:
+                attempt = _note_rank(ledger, attempt, rank, outcome, now - timedelta(seconds=age_s))
+                if not gang.over(attempt):
+                    return
+                end = gang.judged(attempt)
+                outcome = Outcome(reason=end.reason, message=end.message, exit_code=end.exit_code)
             step = outcome.last_step if outcome.last_step is not None else self._live.step(run_id, number)
             attempt = replace(
                 attempt,
@@ -84,6 +95,23 @@ class Outcomes:
             log.warning("run %s: points of attempt %d could not be read back: %s", run.id, number, error)
 
 
+def _note_rank(
+    ledger: Transaction, attempt: AttemptRecord, rank: int, outcome: Outcome, at: datetime
+) -> AttemptRecord:
+    """Record how a rank of a gang ended; the attempt after it."""
+    end = RankEnd(outcome.reason, at, outcome.message, outcome.exit_code)
+    changed = gang.noted(attempt, rank, end)
+    if changed == attempt:
+        return attempt
+    if rank == 0 and outcome.last_step is not None:
+        changed = replace(changed, last_step=outcome.last_step)
+    ledger.save_attempt(changed)
+    node, what = gang.members(attempt)[rank].node, _message(outcome)
+    text = f"rank {rank} on {node} ended ({outcome.reason.value}: {what})"
+    ledger.add_event(attempt.run_id, at, "rank-ended", text)
+    return changed
+
+
 def _message(outcome: Outcome) -> str:
     return outcome.message or CONSEQUENCES[outcome.reason].text
 
@@ -92,4 +120,5 @@ def _describe(attempt: AttemptRecord, outcome: Outcome) -> str:
     at = f" at step {attempt.last_step}" if attempt.last_step is not None else ""
     text = CONSEQUENCES[outcome.reason].text
     detail = f": {outcome.message}" if outcome.message not in ("", text) else ""
-    return f"attempt {attempt.number} on {attempt.node} ended{at} ({outcome.reason.value}: {text}){detail}"
+    which = f"attempt {attempt.number} on {gang.where(attempt)}"
+    return f"{which} ended{at} ({outcome.reason.value}: {text}){detail}"

@@ -19,7 +19,7 @@ from typing import IO, Any, Final, Protocol
 
 from orchestrator.agent.job import AgentJob
 from orchestrator.clock import SYSTEM, Clock
-from orchestrator.domain.fleet import ActorInfo, NodeInfo
+from orchestrator.domain.fleet import ActorInfo, NodeInfo, NodeReport
 from orchestrator.errors import UnavailableError, from_kind
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,8 @@ class RayGateway:
 
     def nodes(self, timeout_s: float = 5.0) -> list[NodeInfo]:
         """See :meth:`Gateway.nodes`."""
-        return [NodeInfo(**node) for node in self._ask("nodes", timeout_s)]
+        # What a node says of itself comes another way.
+        return [NodeInfo(**{**node, "report": NodeReport()}) for node in self._ask("nodes", timeout_s)]
 
     def launch(
         self,

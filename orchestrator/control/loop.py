@@ -54,7 +54,7 @@ class Loop:
         self._clock = clock
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._launching = Launching(config, ledger, spool, gateway, watcher, live, outcomes, clock, self.wake)
+        self.launching = Launching(config, ledger, spool, gateway, watcher, live, outcomes, clock, self.wake)
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self.draining = False
         """True once machines are being taken down: nothing new starts."""
@@ -68,7 +68,7 @@ class Loop:
         self._stop.set()
         self._wake.set()
         self._thread.join(10)
-        self._launching.stop()
+        self.launching.stop()
 
     def wake(self) -> None:
         """Something changed: look now."""
@@ -76,7 +76,7 @@ class Loop:
 
     def release(self, attempt: AttemptRecord) -> None:
         """Let Ray have the resources of an ended attempt back."""
-        self._launching.release(attempt)
+        self.launching.release(attempt)
 
     def _run(self) -> None:
         last = self._clock.boottime()
@@ -96,7 +96,7 @@ class Loop:
         """One round. Safe to repeat at any time."""
         fleet = self._watcher.fleet
         self._end_lost(fleet)
-        self._launching.look(fleet)
+        self.launching.look(fleet)
         if not self.draining and fleet.connected:
             self._start_waiting(fleet)
 
@@ -140,7 +140,7 @@ class Loop:
                     ledger.save_run(replace(run, message=decision.why))
         for run, attempt in started:
             self._live.expect(run.id, attempt.number)
-            self._launching.launch(run, attempt)
+            self.launching.launch(run, attempt)
 
     def _record_start(
         self, ledger: Transaction, run: RunRecord, chosen: VariantVerdict

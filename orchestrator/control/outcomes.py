@@ -62,7 +62,12 @@ class Outcomes:
                 if not gang.over(attempt):
                     return
                 end = gang.judged(attempt)
-                outcome = Outcome(reason=end.reason, message=end.message, exit_code=end.exit_code)
+                outcome = Outcome(
+                    reason=end.reason,
+                    message=end.message,
+                    exit_code=end.exit_code,
+                    last_step=attempt.last_step,
+                )
             step = outcome.last_step if outcome.last_step is not None else self._live.step(run_id, number)
             attempt = replace(
                 attempt,

@@ -93,11 +93,12 @@ def judged(attempt: AttemptRecord) -> RankEnd:
     ends = [member.end for member in members(attempt)]
     assert all(ends), "every rank has ended"
     ranked = [(rank, end) for rank, end in enumerate(ends) if end]
-    if ranked[0][1].reason is Reason.COMPLETED:
-        return ranked[0][1]
+    first = ranked[0][1]
+    if first.reason is Reason.COMPLETED:
+        return first
     rank, end = min(ranked, key=lambda pair: (_innocence(pair[1]), pair[1].at, pair[0]))
     if end.reason in _ORDERED:
-        return end
+        return first if first.reason is end.reason else end
     where = f"rank {rank} on {members(attempt)[rank].node}"
     return replace(end, message=f"{where}: {end.message}" if end.message else where)
 

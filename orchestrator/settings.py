@@ -14,6 +14,8 @@
                          there; they are native code: whoever can write to the store can run code on it
 ``ORCH_PIN_CPUS``        ``0`` on a node that lets programs run on any processor; otherwise each keeps to as
                          many as it was granted, which no other run has
+``ORCH_CPU_REGISTER``    folder where runs note their processors; containers that share a machine's processors
+                         have to share it; ``/dev/shm`` when unset
 ``ORCH_CACHE_DIR``       where the trainer keeps them and other things; the user's cache when unset
 =======================  =========================================================================
 

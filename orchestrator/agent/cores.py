@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,10 +23,11 @@ log = logging.getLogger(__name__)
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/{}"
 
 
-def register_folder() -> Path:
+def register_folder(environ: Mapping[str, str] | None = None) -> Path:
     """The register of this user on this machine. Not in a state folder, of which there can be several."""
+    named = (os.environ if environ is None else environ).get("ORCH_CPU_REGISTER")
     base = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
-    return base / f"orch-cores-{os.getuid()}"
+    return Path(named or base) / f"orch-cores-{os.getuid()}"
 
 
 class CoreRegister:

@@ -125,7 +125,9 @@ class Gangs:
         with self.controller.ledger.read() as ledger:
             for run in ledger.runs():
                 parts += [f"{run.id} {run.state}: {run.message}"]
-                parts += [f"  {event.at:%T.%f} {event.kind}: {event.text}" for event in ledger.events(run.id)[-12:]]
+                parts += [
+                    f"  {event.at:%T.%f} {event.kind}: {event.text}" for event in ledger.events(run.id)[-12:]
+                ]
         for name in ("agent.log", "output.log"):
             for file in sorted(self.home.nodes.glob(f"*/attempts/*/{name}"))[-4:]:
                 parts.append(f"--- {file}\n{file.read_text(errors='replace')[-2500:]}")
@@ -154,7 +156,15 @@ def serving(controller: Controller, token: str, port: int) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def gangs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gangs]:
+def own_register(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Of processors: other tests have some meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORCH_CPU_REGISTER", str(tmp_path_factory.mktemp("register")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def gangs(tmp_path_factory: pytest.TempPathFactory, own_register: None) -> Iterator[Gangs]:
     home = Home(tmp_path_factory.mktemp("gang") / "home")
     nodes = [
         NodeRequest("a", "a", cpus=CPUS, gpus=0, memory=10**9),
@@ -209,6 +219,9 @@ def test_two_ranks_on_two_nodes_move_to_one(gangs: Gangs, text: Path) -> None:
     assert set(gangs.gateway.actors()) == {f"run-{run_id}-a1", f"run-{run_id}-a1-r1"}
     assert {agent.folder.parent.parent.name for agent in agents(gangs.home)} == {"a", "b"}
     env = gangs.program(f"{run_id}-a1-r1").environ()
+    cores = [gangs.program(name).cpu_affinity() for name in (f"{run_id}-a1", f"{run_id}-a1-r1")]
+    assert sorted(map(len, cores)) == [1, 1]
+    assert cores[0] != cores[1], "nodes of one machine share its register"
     assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"]) == ("1", "2", "0")
     assert env["MASTER_ADDR"] == gangs.config.nodes[0].address
     assert "ORCH_METRICS_FILE" not in env
@@ -257,7 +270,6 @@ def test_a_killed_rank_ends_all_and_cancelling_leaves_nothing(gangs: Gangs, text
     assert second.first_step % 50 == 0
     gangs.controller.service.cancel(run_id)
     assert gangs.wait_ended(run_id, 2).reason is Reason.CANCELLED
-    print(gangs.evidence())
     assert gangs.run(run_id).state is RunState.CANCELLED
     gangs.assert_nothing_is_left()
 

@@ -80,6 +80,7 @@ class RunView(_Message):
     val_loss: float | None = None
     tokens_per_s: float | None = None
     eta_s: float | None = None
+    """Seconds that it still has to train; for one that waits, once it has a place like those of before."""
     transfer: Transfer | None = None
     """A checkpoint that has been under way for more than a moment."""
     created_at: datetime

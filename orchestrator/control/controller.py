@@ -10,6 +10,7 @@ from orchestrator.control.beats import Beats
 from orchestrator.control.board import Board
 from orchestrator.control.config import ControllerConfig
 from orchestrator.control.deadlines import Deadlines
+from orchestrator.control.estimates import Estimates
 from orchestrator.control.exclusions import NodeHealth
 from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.keeping import Keeping
@@ -49,6 +50,7 @@ class Controller:
         self.gateway = gateway
         files = RunFiles(config.home.run_logs)
         self.health = NodeHealth(self.ledger, clock)
+        self.estimates = Estimates(self.ledger, self.live, clock)
         book = NodeBook(Drains(config.home.drains_file, clock), clock)
         self.watcher = FleetWatcher(gateway, self.wake, lambda node: self.health.told(book.told(node)))
         tracking = Tracking(self.ledger, self.spool, self.store, clock, enabled=bool(config.mlflow_url))
@@ -60,7 +62,7 @@ class Controller:
             tracking,
             clock,
             self._release,
-            self.health.ended,
+            self._attempt_ended,
             self._share,
         )
         self.beats = Beats(
@@ -76,12 +78,13 @@ class Controller:
             self.live,
             self.watcher,
             self.scheduling,
+            self.estimates,
             tracking,
             clock,
             config.mlflow_url,
             self.wake,
         )
-        views = Views(self.ledger, self.spool, self.live, self.scheduling, self.watcher)
+        views = Views(self.ledger, self.spool, self.live, self.scheduling, self.estimates, self.watcher)
         self.machines = Machines(book, self.watcher, views)
         self.keeping = Keeping(self.ledger, self.store, clock)
         self.probes = Probes(gateway, clock)
@@ -134,6 +137,10 @@ class Controller:
     def wake(self) -> None:
         """Something changed: let the loop look now."""
         self.loop.wake()
+
+    def _attempt_ended(self, attempt: AttemptRecord) -> None:
+        self.health.ended(attempt)
+        self.estimates.ended(attempt)
 
     def _share(self, attempt: AttemptRecord) -> float:
         return gpu_share(self.watcher.fleet, attempt)

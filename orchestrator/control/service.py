@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from orchestrator.clock import Clock
 from orchestrator.contract import DATASET_FILE
+from orchestrator.control.estimates import Estimates
 from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
@@ -56,6 +57,7 @@ class Service:
         live: LiveBoard,
         watcher: FleetWatcher,
         scheduling: Scheduling,
+        estimates: Estimates,
         tracking: Tracking,
         clock: Clock,
         mlflow_url: str,
@@ -71,7 +73,7 @@ class Service:
         self._clock = clock
         self._mlflow_url = mlflow_url
         self._wake = wake
-        self._views = Views(ledger, spool, live, scheduling, watcher)
+        self._views = Views(ledger, spool, live, scheduling, estimates, watcher)
 
     # ---- runs
 

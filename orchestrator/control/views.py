@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from orchestrator.control.estimates import Estimates
 from orchestrator.control.fleet import Fleet, FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.scheduling import Scheduling
@@ -30,8 +31,15 @@ class Views:
     """Builds what is shown."""
 
     def __init__(
-        self, ledger: Ledger, spool: Spool, live: LiveBoard, scheduling: Scheduling, watcher: FleetWatcher
+        self,
+        ledger: Ledger,
+        spool: Spool,
+        live: LiveBoard,
+        scheduling: Scheduling,
+        estimates: Estimates,
+        watcher: FleetWatcher,
     ) -> None:
+        self._estimates = estimates
         self._scheduling = scheduling
         self._watcher = watcher
         self._ledger = ledger
@@ -61,6 +69,8 @@ class Views:
         eta = None
         if running and target and step is not None and step_ms:
             eta = max(0, target - step) * step_ms / 1000
+        elif not run.state.final:
+            eta = self._estimates.remaining(run, attempt, step)
         return RunView(
             id=run.id,
             name=run.spec.name,

@@ -15,6 +15,7 @@ from orchestrator.domain.liveness import FORGOTTEN_S, LEAVE_S, RETURNED_S
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.messages import Beat, BeatReply, CheckpointNote, Order, Outcome, SubmitRequest
+from orchestrator.spec.models import RunSpec
 from tests.support import wait_until
 from tests.unit.control.conftest import PaperGateway, build
 from tests.unit.records import node, spec
@@ -350,3 +351,34 @@ def test_gpu_hours_are_counted_and_end_a_run_that_waits(it: Setting) -> None:
     assert it.run(run_id).gpu_seconds_used == pytest.approx(3600)
     it.pass_()
     assert (it.run(run_id).state, it.run(run_id).reason) == (RunState.FAILED, Reason.GPU_HOURS)
+
+
+def test_how_long_it_takes_is_known_from_runs_like_it(it: Setting) -> None:
+    placement = [{"pool": "laptop"}, {"pool": "gpu"}]
+    values = {"name": "x", "trainer": {"max_steps": 1000}, "placement": placement}
+    like = RunSpec.model_validate(values)
+    first = it.controller.service.submit(SubmitRequest(spec=like, key="1")).run_id
+    it.pass_()
+    it.launched(first, 1)
+    service = it.controller.service
+    assert service.detail(first).run.eta_s is None
+    it.beat(first, device="cpu", device_name="Old CPU", first_step=0)
+    it.beat(first, step=0)
+    for step in (100, 200):
+        it.clock.at += 50
+        it.beat(first, step=step)
+    assert service.detail(first).run.eta_s == pytest.approx(400)
+    with it.controller.ledger.read() as ledger:
+        run, attempt = ledger.run(first), ledger.attempt(first, 1)
+    ends = it.controller.estimates.expected_end(run, attempt)
+    assert ends == it.clock.now() + timedelta(seconds=400)
+    it.end(first, 1, Reason.CANCELLED)
+    it.fleet = []
+    it.pass_()
+    other = RunSpec.model_validate({**values, "trainer": {"max_steps": 500, "seed": 3}})
+    second = service.submit(SubmitRequest(spec=other, key="2")).run_id
+    it.pass_()
+    assert service.detail(second).run.eta_s == pytest.approx(250)
+    # The next controller has learned it from the ledger.
+    again = build(it.controller.config.home.root, it.gateway, it.clock)
+    assert again.service.detail(second).run.eta_s == pytest.approx(250)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.control.fleet import Fleet
 from orchestrator.control.live import LiveBoard
+from orchestrator.domain import gang
 from orchestrator.domain.planner import loads
 from orchestrator.domain.records import AttemptRecord, EventRecord, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, RunState
@@ -96,7 +97,7 @@ class Views:
             phase=a.phase,
             reason=a.reason,
             message=a.message,
-            node=a.node,
+            node=gang.where(a),
             pool=a.variant.pool,
             device=a.device_name or a.device,
             first_step=a.first_step,

@@ -89,12 +89,16 @@ class Crew:
     def __init__(self, job: AgentJob, reporter: Reporter) -> None:
         self._job = job
         self._reporter = reporter
+        self._meeting: Rendezvous | None = None
 
     @property
     def meeting(self) -> Rendezvous | None:
-        """Where all ranks meet, once all are there."""
-        reply = self._reporter.reply
-        return reply.rendezvous if reply else None
+        """Where all ranks meet, once all are there. It stays: a controller that has just started does not
+        know it yet.
+        """
+        if self._meeting is None and self._reporter.reply is not None:
+            self._meeting = self._reporter.reply.rendezvous
+        return self._meeting
 
     def opening(
         self, node_home: Path, into: Path, telling: Telling, notify: Callable[[], None], clock: Clock
@@ -145,9 +149,10 @@ class Crew:
 
     def environment(self) -> dict[str, str]:
         """torchrun's variables; none where the program runs alone."""
-        meeting = self.meeting
-        if self._job.world == 1 or meeting is None:
+        if self._job.world == 1:
             return {}
+        meeting = self.meeting
+        assert meeting is not None, "the program starts after the ranks have met"
         return {
             "RANK": str(self._job.rank),
             "WORLD_SIZE": str(self._job.world),

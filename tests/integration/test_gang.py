@@ -303,3 +303,21 @@ def test_a_program_sees_the_gpus_that_it_was_granted(gangs: Gangs) -> None:
         assert len(env["cores"]) == 1
         assert "ORCH_NODE_GPUS" not in env
     assert seen == [("", "cpu", "PCI_BUS_ID"), ("5", "cuda", "PCI_BUS_ID"), ("7", "cuda", "PCI_BUS_ID")]
+
+
+def test_ray_lost_on_one_node_ends_all_with_everything_saved(gangs: Gangs, text: Path) -> None:
+    """The last test here: node b is gone after it."""
+    run_id = gangs.submit(gpt("ray-lost", text, 100_000))
+    gangs.place(run_id, ["a", "b"])
+    gangs.wait(lambda: gangs.committed(run_id))
+    actor = psutil.Process(
+        json.loads((gangs.agent(f"{run_id}-a1-r1").folder / "launch.json").read_text())["watched"]["pid"]
+    )
+    raylet = next(p for p in actor.parents() if p.name() == "raylet")
+    raylet.kill()
+    ended = gangs.wait_ended(run_id)
+    # On a busy machine the agent there may be silent for as long as a lost node is waited for.
+    assert ended.reason in (Reason.ACTOR_LOST, Reason.NODE_LOST), gangs.evidence()
+    assert gangs.committed(run_id)[-1] == ended.last_step
+    assert (gangs.run(run_id).state, gangs.run(run_id).retries_used) == (RunState.QUEUED, 0)
+    gangs.assert_nothing_is_left()

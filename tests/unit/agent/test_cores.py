@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -119,6 +121,26 @@ def test_what_is_given_back_is_free_again(holders: Any) -> None:
     first.process.stdin.flush()
     assert first.process.stdout.readline() == "given back\n"
     assert len(holders(2).taken) == 2
+
+
+def test_one_at_a_time_looks_and_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, most = 0, 0
+
+    def slow(count: int, of: Any, taken: Any) -> list[int]:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.1)
+        inside -= 1
+        return choose(count, of, taken)
+
+    monkeypatch.setattr(cores, "choose", slow)
+    threads = [threading.Thread(target=CoreRegister(tmp_path / "r").take, args=(1, [0])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
 
 
 def test_a_register_that_cannot_be_used_pins_nobody(tmp_path: Path) -> None:

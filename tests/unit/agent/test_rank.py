@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from orchestrator.agent.launch import attempt_dir
-from orchestrator.agent.rank import free_port, interface_of
+from orchestrator.agent.rank import Crew, free_port, interface_of
+from orchestrator.agent.reporter import Reporter
 from orchestrator.contract import MARK_FILE
 from orchestrator.domain.states import Reason
 from orchestrator.messages import BeatReply, Order, Outcome, Rendezvous
@@ -144,9 +146,22 @@ def test_a_rank_that_waits_hears_the_order_to_stop(bench: Bench, rank: int) -> N
     assert not begun(bench, rank)
 
 
+def test_a_controller_that_starts_anew_does_not_unmake_a_meeting(bench: Bench) -> None:
+    reporter = SimpleNamespace(reply=None, hurried=True)
+    crew = Crew(bench.job(bench.script(SHOW), rank=1, world=2), cast(Reporter, reporter))
+    assert not crew.complete
+    meet(bench)
+    reporter.reply = bench.controller.reply
+    assert crew.complete
+    reporter.reply = BeatReply()
+    assert crew.complete
+    assert crew.environment()["WORLD_SIZE"] == "2"
+    assert reporter.hurried is False
+
+
 def test_the_outcome_tells_when_the_program_ended(bench: Bench) -> None:
-    bench.start(bench.script(train(steps=3)))
-    wait_until(lambda: bench.controller.last_step >= 2, 20, bench.evidence)
+    bench.start(bench.script(train(steps=60, pause=0.05)))
+    wait_until(lambda: bench.controller.last_step >= 0, 20, bench.evidence)
     bench.controller.stop()
     wait_until(bench.folder().outcome.exists, 20, bench.evidence)
     ended = time.monotonic()

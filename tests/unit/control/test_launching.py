@@ -171,6 +171,8 @@ def test_one_dead_rank_stops_the_others_and_is_the_reason(play: Play) -> None:
     ended = play.attempt
     assert (ended.phase, ended.reason, ended.exit_code) == (Phase.ENDED, Reason.PROGRAM_KILLED, -9)
     assert ended.message == "rank 1 on gpu: killed"
+    (shown,) = play.api.get(f"/v1/runs/{play.run_id}").json()["attempts"]
+    assert shown["node"] == "laptop, gpu"
     assert (play.run.state, play.run.retries_used) == (RunState.QUEUED, 1)
     wait_until(lambda: sorted(play.gateway.killed) == [play.name(0), play.name(1)], 5)
 

@@ -81,6 +81,7 @@ class LogPlace:
     attempt: int = 0
     """0: before the first attempt."""
     offset: int = 0
+    rank: int = 0
 
 
 class Client:
@@ -227,12 +228,14 @@ class Client:
         """Measurements of a run; all metrics where no key is given."""
         return self._many(PointView, _run_path(ref, "points"), {"key": list(keys)})
 
-    def logs(self, ref: str, attempt: int | None = None, offset: int = 0, wait_s: float = 0.0) -> LogPage:
-        """A piece of an attempt's output (the newest attempt's when None).
+    def logs(
+        self, ref: str, attempt: int | None = None, offset: int = 0, wait_s: float = 0.0, rank: int = 0
+    ) -> LogPage:
+        """A piece of an attempt's output (the newest attempt's when None), or of one rank of it.
 
         The controller waits up to `wait_s` for some where there is none yet.
         """
-        query = {"attempt": attempt, "offset": offset, "wait": wait_s or None}
+        query = {"attempt": attempt, "offset": offset, "wait": wait_s or None, "rank": rank or None}
         return self._one(LogPage, "GET", _run_path(ref, "logs"), query)
 
     def links(self, refs: Sequence[str]) -> dict[str, str]:
@@ -339,7 +342,8 @@ class Client:
         while True:
             asked = self._clock.monotonic()
             try:
-                page = self.logs(run, place.attempt or None, place.offset, LOG_WAIT_S if follow else 0.0)
+                wait_s = LOG_WAIT_S if follow else 0.0
+                page = self.logs(run, place.attempt or None, place.offset, wait_s, place.rank)
             except UnavailableError as e:
                 away = Away(asked - heard, e)
                 if not follow or away.seconds > patience_s:

@@ -389,7 +389,7 @@ class NodeNote(_Message):
 
 
 class Outcome(_Message):
-    """How an attempt ended."""
+    """How an attempt ended, or one rank of it."""
 
     reason: Reason
     message: str = ""
@@ -397,10 +397,26 @@ class Outcome(_Message):
     last_step: int | None = None
 
 
+class Rendezvous(_Message):
+    """Where the ranks of a gang meet, and the checkpoint that all of them go on from. Rank 0 says it."""
+
+    host: str
+    port: int = Field(ge=1, le=65535)
+    run: str | None = None
+    """Whose checkpoint; None where they begin with none of the store."""
+    step: int | None = None
+    checkpoint: str = ""
+    """Its id in the run log."""
+    path: bool = False
+    """They begin from the plain directory that the job names."""
+
+
 class Beat(_Message):
     """What an agent says about once a second. Repeating one changes nothing."""
 
     phase: Phase
+    rank: int = Field(default=0, ge=0)
+    """Who speaks. Only rank 0 reports the run's state, points and checkpoints."""
     pid: int
     boot_id: str = ""
     device: str | None = None
@@ -415,7 +431,11 @@ class Beat(_Message):
     timings: dict[str, float] = Field(default_factory=dict)
     """Seconds of each part of the start, by name."""
     transfer: Transfer | None = None
+    rendezvous: Rendezvous | None = None
+    """Of rank 0 of a gang, once it has claimed the run and restored."""
     outcome: Outcome | None = None
+    outcome_age_s: float = Field(default=0.0, ge=0)
+    """Seconds since the program ended, when this was sent. No two clocks need agree for it."""
 
 
 class BeatReply(_Message):
@@ -429,6 +449,8 @@ class BeatReply(_Message):
     log_offset: int = 0
     """Bytes of this attempt's log that the controller has."""
     mlflow_run_id: str | None = None
+    rendezvous: Rendezvous | None = None
+    """Given once every rank of a gang is there."""
 
 
 class Problem(_Message):

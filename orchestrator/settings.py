@@ -14,6 +14,10 @@
                          there; they are native code: whoever can write to the store can run code on it
 ``ORCH_UPGRADE_REST``    seconds that an attempt stays where it began before it may be moved to a better
                          placement; of the controller, 60 when unset
+``ORCH_PIN_CPUS``        ``0`` on a node that lets programs run on any processor; otherwise each keeps to as
+                         many as it was granted, which no other run has
+``ORCH_CPU_REGISTER``    folder where runs note their processors; containers that share a machine's processors
+                         have to share it; ``/dev/shm`` when unset
 ``ORCH_CACHE_DIR``       where the trainer keeps them and other things; the user's cache when unset
 =======================  =========================================================================
 
@@ -183,12 +187,15 @@ def seconds(name: str, default: float, environ: Mapping[str, str] | None = None)
     return float(text) if text else default
 
 
-def flag(name: str, environ: Mapping[str, str] | None = None) -> bool:
-    """Whether an environment variable is ``1``. SetupError where it is neither that nor ``0`` nor empty."""
+def flag(name: str, environ: Mapping[str, str] | None = None, *, default: bool = False) -> bool:
+    """Whether an environment variable is ``1``; the default where it is empty or unset.
+
+    SetupError where it is neither that nor ``0``.
+    """
     text = (os.environ if environ is None else environ).get(name, "").strip()
     if text not in ("", "0", "1"):
         raise SetupError(f"{name} is {text!r}", remedy=f"Write {name}=1 or {name}=0.")
-    return text == "1"
+    return text == "1" if text else default
 
 
 def _amount(text: str, *, per_second: bool) -> float | None:

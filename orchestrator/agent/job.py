@@ -41,6 +41,17 @@ class AgentJob(BaseModel):
     """How long it may run, from its start; counted on, while the machine sleeps."""
     limit: Reason = Reason.TIME_LIMIT
     """Which of the run's limits that is."""
+    gpu_ids: tuple[int, ...] = ()
+    """GPUs that the program may see, as indices into the node's own list."""
+    gpu_total: int | None = None
+    """Bytes of memory of the GPU that it shares with others, where that is known."""
+    rank: int = 0
+    world: int = 1
+    """Ranks of the attempt."""
+    local_rank: int = 0
+    """How many lower ranks are on the same node."""
+    address: str = ""
+    """The node's address, as other nodes reach it."""
 
     @property
     def first_limit(self) -> tuple[Reason, str]:

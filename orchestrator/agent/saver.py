@@ -72,10 +72,7 @@ class Saver:
         reporter: Reporter,
         notify: Callable[[], None],
         clock: Clock = SYSTEM,
-        confirm: Callable[[], None] = lambda: None,
     ) -> None:
-        """`confirm` is asked before each commit: FencedError where the run is not ours any more,
-        StoreUnavailableError where that cannot be seen."""
         self.fenced: str | None = None
         """A newer attempt owns the run; nothing more can be committed."""
         self.unsaved: tuple[int, OrchError] | None = None
@@ -88,7 +85,6 @@ class Saver:
         self._reporter = reporter
         self._notify = notify
         self._clock = clock
-        self._confirm = confirm
         self._writer = CheckpointWriter(opened.store, opened.claim)
         self._points = CommitPoints(folder.metrics)
         self._meter = Meter(lambda moving: reporter.update(transfer=moving), clock)
@@ -208,7 +204,6 @@ class Saver:
         return self._try_commit(finished)
 
     def _try_commit(self, finished: Finished) -> CheckpointRecord:
-        self._confirm()
         restored = self._opened.restored
         metrics, versions = self._mark(finished)
         with self._meter.measuring("up", finished.step, size_of(finished.directory)) as moved:

@@ -6,7 +6,7 @@ import re
 import signal
 from dataclasses import dataclass
 
-from orchestrator.contract import EXIT_SAVED, EXIT_USER_ERROR
+from orchestrator.contract import EXIT_LOST_RANK, EXIT_SAVED, EXIT_USER_ERROR
 from orchestrator.domain.states import Reason
 from orchestrator.errors import (
     FencedError,
@@ -66,6 +66,8 @@ class Ending:
     """It did not end within the grace and was killed for that."""
     disk_full: bool = False
     """The disk that it writes to was full when it ended."""
+    ranks: int = 1
+    """Of the attempt."""
     unsaved: tuple[int, OrchError] | None = None
     """Step of its newest checkpoint where that could not be stored, and why."""
 
@@ -119,6 +121,8 @@ def _reason(ending: Ending) -> tuple[Reason, str]:
         return stop.reason, _stopped(ending, stop)
     if code == EXIT_SAVED:
         return Reason.SHUTDOWN, f"the program saved and ended without being asked (exit code {EXIT_SAVED})"
+    if code == EXIT_LOST_RANK and ending.ranks > 1:
+        return Reason.RANK_LOST, _last_line(ending)
     return _failure(ending)
 
 

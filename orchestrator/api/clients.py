@@ -155,6 +155,7 @@ async def logs(
     request: Request,
     ref: str,
     attempt: int | None = None,
+    rank: Annotated[int, Query(ge=0)] = 0,
     offset: Annotated[int, Query(ge=0)] = 0,
     wait: Annotated[float, Query(ge=0)] = 0.0,
 ) -> LogPage:
@@ -162,7 +163,7 @@ async def logs(
     service = controller(request).service
     deadline = asyncio.get_running_loop().time() + min(wait, LONGEST_WAIT_S)
     while True:
-        page = await run_in_threadpool(service.log_page, ref, attempt, offset)
+        page = await run_in_threadpool(service.log_page, ref, attempt, offset, rank)
         late = asyncio.get_running_loop().time() >= deadline
         if page.data or page.ended or late:
             return page

@@ -35,5 +35,4 @@ def order_away(ledger: Ledger, fleet: Fleet, clock: Clock) -> None:
 
 def _stands(run: RunRecord, order: Leave) -> bool:
     """Whether the order has something to change. An attempt that a newer one replaced ends by its fence."""
-    executes = run.state in (RunState.STARTING, RunState.RUNNING)
-    return executes and run.stop is None and order.attempt == run.attempt
+    return run.state in (RunState.STARTING, RunState.RUNNING) and order.attempt == run.attempt

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, replace
 
 from orchestrator.clock import Clock
-from orchestrator.messages import Transfer
+from orchestrator.messages import Rendezvous, Transfer
 
 _PACE_S = 60.0
 _PACE_LEAST_S = 5.0
@@ -15,7 +15,7 @@ _PACE_LEAST_S = 5.0
 
 @dataclass(frozen=True)
 class Sign:
-    """The last sign of life of one attempt."""
+    """The last sign of life of one rank of an attempt."""
 
     at: float
     """Monotonic seconds."""
@@ -31,15 +31,18 @@ class Sign:
     """The highest step that it has committed."""
     boot_id: str = ""
     """Which start of its machine the agent spoke from."""
+    rendezvous: Rendezvous | None = None
+    spoke: bool = False
+    """Whether its agent has been heard of at all."""
 
 
 class LiveBoard:
-    """Signs of life by attempt; safe to use from several threads."""
+    """Signs of life by attempt and rank; safe to use from several threads."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._started = clock.monotonic()
-        self._signs: dict[tuple[str, int], Sign] = {}
+        self._signs: dict[tuple[str, int, int], Sign] = {}
         self._lock = threading.Lock()
 
     def heard(
@@ -49,9 +52,12 @@ class LiveBoard:
         step: int | None,
         transfer: Transfer | None = None,
         boot_id: str = "",
+        *,
+        rank: int = 0,
+        rendezvous: Rendezvous | None = None,
     ) -> None:
-        """The agent spoke now."""
-        key = (run_id, attempt)
+        """The agent of a rank spoke now."""
+        key = (run_id, attempt, rank)
         with self._lock:
             now = self._clock.monotonic()
             before = self._signs.get(key) or Sign(now)
@@ -63,50 +69,66 @@ class LiveBoard:
             if known is not None and base is not None and known > base[1] and now - base[0] > _PACE_LEAST_S:
                 pace = (now - base[0]) / (known - base[1])
             self._signs[key] = replace(
-                before, at=now, step=known, transfer=transfer, base=base, pace=pace, boot_id=boot_id
+                before,
+                at=now,
+                step=known,
+                transfer=transfer,
+                base=base,
+                pace=pace,
+                boot_id=boot_id,
+                rendezvous=rendezvous,
+                spoke=True,
             )
 
     def committed(self, run_id: str, attempt: int, step: int) -> None:
         """The attempt has committed this step now."""
+        key = (run_id, attempt, 0)
         with self._lock:
-            sign = self._signs.get((run_id, attempt))
+            sign = self._signs.get(key)
             if sign is not None:
                 highest = max(step, sign.committed if sign.committed is not None else step)
-                now = self._clock.monotonic()
-                self._signs[run_id, attempt] = replace(sign, saved=now, committed=highest)
+                self._signs[key] = replace(sign, saved=self._clock.monotonic(), committed=highest)
 
     def sign(self, run_id: str, attempt: int) -> Sign | None:
-        """The last sign of life; None before the first."""
-        with self._lock:
-            return self._signs.get((run_id, attempt))
+        """The last sign of life of its first rank; None before that."""
+        return self._sign(run_id, attempt)
 
-    def expect(self, run_id: str, attempt: int) -> None:
-        """An attempt was launched now: silence counts from here."""
+    def expect(self, run_id: str, attempt: int, rank: int = 0) -> None:
+        """A rank is launched now: silence counts from here, unless there is a sign of it already."""
         with self._lock:
-            self._signs[run_id, attempt] = Sign(self._clock.monotonic())
+            self._signs.setdefault((run_id, attempt, rank), Sign(self._clock.monotonic()))
 
-    def silence(self, run_id: str, attempt: int) -> float:
+    def silence(self, run_id: str, attempt: int, rank: int = 0) -> float:
         """Seconds since the agent spoke, since its launch, or since this controller started."""
-        with self._lock:
-            sign = self._signs.get((run_id, attempt))
+        sign = self._sign(run_id, attempt, rank)
         return self._clock.monotonic() - (sign.at if sign else self._started)
+
+    def spoke(self, run_id: str, attempt: int, rank: int) -> bool:
+        """Whether this controller has heard of the agent."""
+        sign = self._sign(run_id, attempt, rank)
+        return sign is not None and sign.spoke
+
+    def rendezvous(self, run_id: str, attempt: int, world: int) -> Rendezvous | None:
+        """Where the ranks meet; None until all are there and rank 0 has said so."""
+        first = self._sign(run_id, attempt)
+        there = all(self.spoke(run_id, attempt, rank) for rank in range(world))
+        return first.rendezvous if first and there else None
 
     def step(self, run_id: str, attempt: int) -> int | None:
         """The newest step that was heard of."""
-        with self._lock:
-            sign = self._signs.get((run_id, attempt))
+        sign = self._sign(run_id, attempt)
         return sign.step if sign else None
 
     def transfer(self, run_id: str, attempt: int) -> Transfer | None:
         """The checkpoint that is under way."""
-        with self._lock:
-            sign = self._signs.get((run_id, attempt))
+        sign = self._sign(run_id, attempt)
         return sign.transfer if sign else None
 
     def forget(self, run_id: str, attempt: int) -> None:
         """The attempt has ended."""
         with self._lock:
-            self._signs.pop((run_id, attempt), None)
+            for key in [key for key in self._signs if key[:2] == (run_id, attempt)]:
+                del self._signs[key]
 
     def pardon(self) -> None:
         """Count all silences from now, after this process itself was away (suspended, or stuck)."""
@@ -114,3 +136,7 @@ class LiveBoard:
             now = self._clock.monotonic()
             self._signs = {key: replace(sign, at=now) for key, sign in self._signs.items()}
             self._started = now
+
+    def _sign(self, run_id: str, attempt: int, rank: int = 0) -> Sign | None:
+        with self._lock:
+            return self._signs.get((run_id, attempt, rank))

@@ -6,13 +6,15 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 from orchestrator.clock import Clock
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.measured import with_attempt
 from orchestrator.control.tracking import Tracking
+from orchestrator.domain import gang
 from orchestrator.domain.limits import describe, exhausted
-from orchestrator.domain.records import AttemptRecord, RunRecord
+from orchestrator.domain.records import AttemptRecord, RankEnd, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, Phase, RunState, Then
 from orchestrator.domain.transitions import after_attempt, expire, reach
 from orchestrator.errors import OrchError
@@ -51,10 +53,11 @@ class Outcomes:
         self._ended = ended
         self._share = share
 
-    def end(self, run_id: str, number: int, outcome: Outcome) -> None:
+    def end(self, run_id: str, number: int, outcome: Outcome, rank: int = 0, age_s: float = 0.0) -> None:
         """Record the end of an attempt and what follows for its run; a second end changes nothing.
 
-        For a run that has left this attempt, or has ended, nothing follows.
+        For a run that has left this attempt, or has ended, nothing follows. Of a gang, the end of a rank is
+        noted, `age_s` seconds ago; the attempt ends with the last of them.
         """
         now = self._clock.now()
         committed = self._committed(run_id, number, outcome)
@@ -62,6 +65,17 @@ class Outcomes:
             run, attempt = ledger.run(run_id), ledger.attempt(run_id, number)
             if attempt.ended:
                 return
+            if attempt.members:
+                attempt = _note_rank(ledger, attempt, rank, outcome, now - timedelta(seconds=age_s))
+                if not gang.over(attempt):
+                    return
+                end = gang.judged(attempt)
+                outcome = Outcome(
+                    reason=end.reason,
+                    message=end.message,
+                    exit_code=end.exit_code,
+                    last_step=attempt.last_step,
+                )
             owns = run.attempt == number and not run.state.final
             if owns:
                 run, attempt = reach(run, attempt, self._share(attempt))
@@ -148,6 +162,23 @@ class Outcomes:
             log.warning("run %s: points of attempt %d could not be read back: %s", run.id, number, error)
 
 
+def _note_rank(
+    ledger: Transaction, attempt: AttemptRecord, rank: int, outcome: Outcome, at: datetime
+) -> AttemptRecord:
+    """Record how a rank of a gang ended; the attempt after it."""
+    end = RankEnd(outcome.reason, at, outcome.message, outcome.exit_code)
+    changed = gang.noted(attempt, rank, end)
+    if changed == attempt:
+        return attempt
+    if rank == 0 and outcome.last_step is not None:
+        changed = replace(changed, last_step=outcome.last_step)
+    ledger.save_attempt(changed)
+    node, what = gang.members(attempt)[rank].node, _message(outcome)
+    text = f"rank {rank} on {node} ended ({outcome.reason.value}: {what})"
+    ledger.add_event(attempt.run_id, at, "rank-ended", text)
+    return changed
+
+
 def _message(outcome: Outcome) -> str:
     return outcome.message or CONSEQUENCES[outcome.reason].text
 
@@ -156,4 +187,5 @@ def _describe(attempt: AttemptRecord, outcome: Outcome) -> str:
     at = f" at step {attempt.last_step}" if attempt.last_step is not None else ""
     text = CONSEQUENCES[outcome.reason].text
     detail = f": {outcome.message}" if outcome.message not in ("", text) else ""
-    return f"attempt {attempt.number} on {attempt.node} ended{at} ({outcome.reason.value}: {text}){detail}"
+    which = f"attempt {attempt.number} on {gang.where(attempt)}"
+    return f"{which} ended{at} ({outcome.reason.value}: {text}){detail}"

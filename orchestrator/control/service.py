@@ -222,8 +222,8 @@ class Service:
             run = ledger.find(ref)
         return self._spool.points(run.id, keys=keys or None, after_step=after_step, limit=limit)
 
-    def log_page(self, ref: str, attempt: int | None, offset: int) -> LogPage:
-        """Output of an attempt (the newest when None) from this byte on."""
+    def log_page(self, ref: str, attempt: int | None, offset: int, rank: int = 0) -> LogPage:
+        """Output of an attempt (the newest when None) from this byte on; of one rank of it."""
         with self._ledger.read() as ledger:
             run = ledger.find(ref)
             attempts = {a.number: a for a in ledger.attempts(run.id)}
@@ -231,7 +231,7 @@ class Service:
         if attempt is not None and attempt not in attempts:
             there = f"it has attempts 1 to {run.attempt}" if attempts else "it has none yet"
             raise NotFoundError(f"run {run.id} has no attempt {attempt}", remedy=there)
-        data = self._files.read(run.id, number, offset) if attempts else b""
+        data = self._files.read(run.id, number, offset, rank=rank) if attempts else b""
         ended = run.state.final if not attempts else attempts[number].ended
         return LogPage(
             attempt=number,

@@ -9,6 +9,7 @@ from orchestrator.control.estimates import Estimates
 from orchestrator.control.fleet import Fleet, FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.scheduling import Scheduling
+from orchestrator.domain import gang
 from orchestrator.domain.records import AttemptRecord, EventRecord, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, RunState
 from orchestrator.messages import (
@@ -128,7 +129,7 @@ class Views:
             phase=a.phase,
             reason=a.reason,
             message=a.message,
-            node=a.node,
+            node=gang.where(a),
             pool=a.variant.pool,
             device=a.device_name or a.device,
             first_step=a.first_step,

@@ -61,6 +61,7 @@ class Reason(StrEnum):
     ACTOR_LOST = "actor-lost"
     NOT_STARTED = "not-started"
     FENCED = "fenced"
+    RANK_LOST = "rank-lost"
     PROGRAM_FAILED = "program-failed"
     PROGRAM_KILLED = "program-killed"
     HOST_MEMORY = "host-memory"
@@ -108,6 +109,7 @@ CONSEQUENCES: dict[Reason, Consequence] = {
     Reason.ACTOR_LOST: Consequence(Then.QUEUE, "saved, because Ray lost its actor"),
     Reason.NOT_STARTED: Consequence(Then.RETRY, "it could not be started"),
     Reason.FENCED: Consequence(Then.QUEUE, "a newer attempt owns the run"),
+    Reason.RANK_LOST: Consequence(Then.RETRY, "another rank of it ended or could not be reached"),
     Reason.PROGRAM_FAILED: Consequence(Then.RETRY, "the program failed"),
     Reason.PROGRAM_KILLED: Consequence(Then.RETRY, "the program was killed"),
     Reason.HOST_MEMORY: Consequence(Then.RETRY, "the machine ran out of memory"),

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, func, or_, select
 from sqlalchemy.engine import RowMapping
 
-from orchestrator.domain.records import AttemptRecord, EventRecord, Member, RunRecord
+from orchestrator.domain.records import AttemptRecord, EventRecord, Member, RankEnd, RunRecord
 from orchestrator.domain.states import OPEN_STATES, Phase, Reason, RunState
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import RunSpec, Variant
@@ -318,20 +318,32 @@ def _attempt_values(attempt: AttemptRecord) -> dict[str, Any]:
         **{name: getattr(attempt, name) for name in (*plain, *more)},
         "variant": attempt.variant.model_dump(mode="json"),
         "gpu_ids": list(attempt.gpu_ids),
-        "members": [asdict(member) for member in attempt.members],
+        "members": [_member_values(member) for member in attempt.members],
         "created_at": _text(attempt.created_at),
         "started_at": _text(attempt.started_at),
         "ended_at": _text(attempt.ended_at),
     }
 
 
+def _member_values(member: Member) -> dict[str, Any]:
+    values = asdict(member)
+    if member.end:
+        values["end"]["at"] = _text(member.end.at)
+    return values
+
+
+def _member(values: dict[str, Any]) -> Member:
+    end = values.get("end")
+    if end:
+        end = RankEnd(**{**end, "reason": Reason(end["reason"]), "at": datetime.fromisoformat(end["at"])})
+    return Member(values["ray_id"], values["node"], tuple(values["gpu_ids"]), end)
+
+
 def _attempt(row: RowMapping) -> AttemptRecord:
     values = dict(row)
     values["variant"] = Variant.model_validate(values["variant"])
     values["gpu_ids"] = tuple(values["gpu_ids"])
-    values["members"] = tuple(
-        Member(member["ray_id"], member["node"], tuple(member["gpu_ids"])) for member in values["members"]
-    )
+    values["members"] = tuple(_member(member) for member in values["members"])
     values["phase"] = Phase(values["phase"])
     values["reason"] = Reason(values["reason"]) if values["reason"] else None
     for key in ("created_at", "started_at", "ended_at"):

@@ -64,7 +64,7 @@ class Cluster:
 
     def launch(self, run: str, cpus: float = 0.5, timeout_s: float = 60.0) -> bool:
         job = self.job(run)
-        return self.gateway.launch(actor(run), self.node.ray_id, cpus, 0, 10**8, job, timeout_s)
+        return self.gateway.launch(actor(run), self.node.ray_id, cpus, 10**8, job, timeout_s)
 
 
 def actor(run: str) -> str:
@@ -156,7 +156,7 @@ def test_killing_what_is_not_there_is_no_error(cluster: Cluster) -> None:
 def test_a_node_that_is_gone_is_told_at_once(cluster: Cluster) -> None:
     began = time.monotonic()
     with pytest.raises(UnavailableError, match="gone"):
-        cluster.gateway.launch("run-x-a1", "f" * 56, 1, 0, 0, cluster.job("x"), timeout_s=30.0)
+        cluster.gateway.launch("run-x-a1", "f" * 56, 1, 0, cluster.job("x"), timeout_s=30.0)
     assert time.monotonic() - began < 10.0
 
 

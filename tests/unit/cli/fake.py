@@ -181,6 +181,7 @@ class FakeController:
     runs: dict[str, list[RunDetail]] = field(default_factory=dict)
     """By id: what is answered one after another; the last stays."""
     logs: dict[tuple[str, int], bytes] = field(default_factory=dict)
+    rank_logs: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
     checkpoints: list[CheckpointView] = field(default_factory=list)
     garbage: list[GarbageView] = field(default_factory=list)
     garbage_wanted: bool = False
@@ -281,7 +282,9 @@ class FakeController:
         if "attempt" in query and attempt > view.attempt:
             raise NotFoundError(f"run {ref} has no attempt {attempt}")
         offset = int(query["offset"][0])
-        data = self.logs.get((ref, attempt), b"")[offset : offset + self.page_size]
+        rank = int(query.get("rank", ["0"])[0])
+        log = self.rank_logs.get((ref, attempt, rank)) if rank else self.logs.get((ref, attempt))
+        data = (log or b"")[offset : offset + self.page_size]
         ended = attempt < view.attempt or view.state.final
         return LogPage(
             attempt=attempt,

@@ -287,6 +287,24 @@ def test_a_controller_that_is_away_is_tried_again_and_named_once(
         server.server_close()
 
 
+def test_what_may_have_arrived_is_corrected_at_once(
+    home: Home, clock: Hands, listener: tuple[Listener, ThreadingHTTPServer]
+) -> None:
+    """A report came through, but its answer did not, and then everything was as before."""
+    heard, server = listener
+    scene = Scene()
+    node = node_of(home.node("a"), scene, clock, OwnerRules(processes=("cs2",), quiet=0.1))
+    teller = Teller(f"http://127.0.0.1:{server.server_port}", home, node, "a", clock)
+    teller.tell()
+    scene.running[7], heard.status = "cs2", 500
+    teller.tell()
+    scene.running.clear()
+    clock.sleep(1)
+    heard.status = 204
+    teller.tell()
+    assert heard.busy == ["", "cs2 is running", ""]
+
+
 def test_a_report_is_a_message_that_the_controller_takes() -> None:
     """They are written apart, so that the supervisor need not know messages."""
     from dataclasses import asdict, fields

@@ -37,18 +37,20 @@ def test_programs_are_found_by_either_of_their_names(tmp_path: Path) -> None:
     made_up(tmp_path, 10, "cs2", "/games/cs2 -novid")
     made_up(tmp_path, 11, "GameThread", "/games/Hades -fullscreen")
     made_up(tmp_path, 12, "Cyberpunk2077.e", r"Z:\games\bin\Cyberpunk2077.exe")
+    made_up(tmp_path, 17, "MainThread", r"C:\games\Elden.exe -windowed")
     made_up(tmp_path, 13, "python3", "/usr/bin/python3 cs2")
     made_up(tmp_path, 14, "cs2", state="Z")
     made_up(tmp_path, 15, "very-long-game-", "./wrapped")
     (tmp_path / "self").mkdir()
     (tmp_path / "16").mkdir()  # it has ended meanwhile
     table = Processes(tmp_path)
-    wanted = ("CS2", "hades", "cyberpunk2077.exe", "very-long-game-of-the-year")
+    wanted = ("CS2", "hades", "cyberpunk2077.exe", "very-long-game-of-the-year", "elden.exe")
     assert table.named(wanted) == {
         10: "CS2",
         11: "hades",
         12: "cyberpunk2077.exe",
         15: "very-long-game-of-the-year",
+        17: "elden.exe",
     }
     assert table.named(()) == {}
 

@@ -40,7 +40,7 @@ class PaperGateway:
         return list(self.fleet)
 
     def launch(
-        self, name: str, ray_id: str, cpus: float, gpus: float, memory: int, job: AgentJob,
+        self, name: str, ray_id: str, cpus: float, memory: int, job: AgentJob,
         timeout_s: float = 30.0,
     ) -> bool:  # fmt: skip
         if self.launch_error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +85,6 @@ def test_a_drain_outlives_the_controller_and_its_node(tmp_path: Path) -> None:
         run_id = submit(second)
         launched(gateway, run_id)
         assert gateway.jobs[f"run-{run_id}-a1"].node == "gpu"
-
-
-def test_a_cancel_is_not_forgotten_over_a_drain(api: TestClient, gateway: PaperGateway) -> None:
-    run_id = submit(api)
-    launched(gateway, run_id)
-    beat(api, run_id)
-    api.post(f"/v1/runs/{run_id}/cancel")
-    api.post("/v1/nodes/laptop/drain")
-    wait_until(lambda: view(api, "laptop")["draining"], 5)
-    time.sleep(1.5)  # a tick of the loop, which must change nothing
-    assert beat(api, run_id)["reason"] == "cancelled"
-    end(api, run_id, 1, "cancelled")
-    assert state(api, run_id) == "cancelled"
 
 
 def test_an_owner_gets_the_machine_where_it_yields(api: TestClient, gateway: PaperGateway) -> None:

@@ -21,7 +21,7 @@ class Hands:
     """A clock that tests move. Awake time and time since boot differ once the machine was suspended."""
 
     def __init__(self) -> None:
-        self.awake = self.boot = 1000.0
+        self.awake, self.boot = 1000.0, 5000.0
 
     def now(self):  # type: ignore[no-untyped-def]
         return NOW + timedelta(seconds=self.boot)

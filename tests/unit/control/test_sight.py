@@ -97,7 +97,7 @@ class Setting:
 def it(tmp_path: Path) -> Iterator[Setting]:
     setting = Setting(tmp_path)
     yield setting
-    setting.controller.loop._launcher.shutdown()
+    setting.controller.loop.launching.stop()
     setting.controller.probes.close()
 
 

@@ -25,6 +25,7 @@ def test_what_is_tried_again() -> None:
         Reason.HOST_MEMORY,
         Reason.STORE_FULL,
         Reason.STORE_FAILED,
+        Reason.RANK_LOST,
     } == RETRIED
 
 

@@ -23,7 +23,6 @@ from orchestrator.messages import (
     LimitRequest,
     LimitsView,
     LogPage,
-    NodeView,
     PlanLine,
     PlanView,
     PointView,
@@ -252,10 +251,6 @@ class Service:
             self._tracking.dataset(run, data)
 
     # ---- machines
-
-    def nodes(self) -> list[NodeView]:
-        """Machines and what runs on them."""
-        return self._views.nodes(self._watcher.fleet)
 
     def plan(self, request: SubmitRequest) -> PlanView:
         """What would happen to a spec now, by the very function that schedules."""

@@ -229,6 +229,8 @@ class NodeView(_Message):
     """What its owner uses it for, in words; empty where it is free."""
     yields: bool = False
     """Whether what runs there goes while its owner uses it."""
+    silent_s: float | None = None
+    """Seconds since it last spoke of itself; None where it never has since the controller started."""
 
 
 class PlanLine(_Message):

@@ -179,7 +179,7 @@ def compare_links(request: Request, ref: Annotated[list[str], Query()]) -> dict[
 @router.get("/nodes")
 def nodes(request: Request) -> list[NodeView]:
     """Machines and what runs on them."""
-    return controller(request).service.nodes()
+    return controller(request).machines.nodes()
 
 
 @router.post("/nodes/{name}/drain")

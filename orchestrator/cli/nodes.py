@@ -29,6 +29,8 @@ COLUMNS = [
 ]
 GPU_MEMORY = 6
 """Index of the column that is left out where no node has told of a GPU."""
+SILENT_S = 30.0
+"""Nodes speak every 10 s; longer silences are told."""
 
 
 def register(app: typer.Typer) -> None:
@@ -126,6 +128,8 @@ def state_word(node: NodeView) -> str:
 def _note(node: NodeView) -> str:
     """What the word does not say."""
     notes = [node.excluded, f"its owner uses it: {node.busy}" if node.busy else ""]
+    if node.silent_s is not None and node.silent_s > SILENT_S:
+        notes.append(f"not heard of for {render.coarse(node.silent_s)}")
     if node.draining and node.state != "ready":
         notes.append("it is being drained")
     return "; ".join(filter(None, notes))

@@ -129,7 +129,7 @@ class Beats:
         if attempt.ended:
             self._live.forget(attempt.run_id, attempt.number)
         elif beat.outcome is not None:
-            self._outcomes.end(attempt.run_id, attempt.number, beat.outcome)
+            self._outcomes.end(attempt.run_id, attempt.number, beat.outcome, beat.rank, beat.outcome_age_s)
             self._wake()
         reason = attempt.reason if attempt.ended and attempt.reason else Reason.FENCED
         if run.state == RunState.CANCELLED and run.attempt == attempt.number:

@@ -17,6 +17,11 @@ class Machines:
         self._watcher = watcher
         self._views = views
 
+    def nodes(self) -> list[NodeView]:
+        """Machines, what runs on them, and since when nothing was heard of them."""
+        views = self._views.nodes(self._watcher.fleet)
+        return [view.model_copy(update={"silent_s": self._book.silent_s(view.name)}) for view in views]
+
     def report(self, name: str, note: NodeNote) -> None:
         """Take in what a node says of itself. Of a node that Ray does not know it is kept until it does."""
         self._book.take(name, note)
@@ -46,6 +51,6 @@ class Machines:
             raise NotFoundError(f"no node is called {name}", remedy=known)
 
     def _view(self, name: str) -> NodeView:
-        views = {view.name: view for view in self._views.nodes(self._watcher.fleet)}
+        views = {view.name: view for view in self.nodes()}
         away = NodeView(name=name, pool="", state="lost", draining=name in self._book.drains)
         return views.get(name, away)

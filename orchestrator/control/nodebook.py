@@ -93,6 +93,11 @@ class NodeBook:
             return node
         return replace(node, report=report, draining=draining)
 
+    def silent_s(self, name: str) -> float | None:
+        """Seconds since a node last spoke of itself; None where it never has since this controller began."""
+        heard = self._heard.get(name)
+        return None if heard is None else self._clock.boottime() - heard.at
+
     def _report(self, name: str) -> NodeReport:
         heard = self._heard.get(name)
         if heard is None or self._clock.boottime() - heard.at > FRESH_S:

@@ -24,7 +24,6 @@ from orchestrator.messages import (
     LimitRequest,
     LimitsView,
     LogPage,
-    NodeView,
     PlanLine,
     PlanView,
     PointView,
@@ -254,10 +253,6 @@ class Service:
             self._tracking.dataset(run, data)
 
     # ---- machines
-
-    def nodes(self) -> list[NodeView]:
-        """Machines and what runs on them."""
-        return self._views.nodes(self._watcher.fleet)
 
     def plan(self, request: SubmitRequest) -> PlanView:
         """What would happen to a spec now, by the very function that schedules."""

@@ -22,7 +22,11 @@ LINGER_S = 30.0
 """Time for the other ranks to finish by themselves after rank 0 has."""
 
 _ORDERED = frozenset(
-    {Reason.COMPLETED, Reason.MOVED, Reason.CANCELLED, Reason.SHUTDOWN, Reason.FENCED, Reason.TIME_LIMIT}
+    {
+        *(Reason.COMPLETED, Reason.MOVED, Reason.CANCELLED, Reason.SHUTDOWN, Reason.FENCED),
+        *(Reason.PREEMPTED, Reason.UPGRADED, Reason.DRAINED, Reason.OWNER),
+        *(Reason.TIME_LIMIT, Reason.DEADLINE, Reason.GPU_HOURS),
+    }
 )
 """Reasons that hold for the attempt as a whole, whichever rank says so."""
 
@@ -30,7 +34,7 @@ _ORDERED = frozenset(
 def members(attempt: AttemptRecord) -> tuple[Member, ...]:
     """All ranks in order, rank 0 first; of an attempt that is no gang, the one."""
     end = None
-    if attempt.reason is not None:
+    if attempt.reason is not None and not attempt.abandoned:
         at = attempt.ended_at or attempt.created_at
         end = RankEnd(attempt.reason, at, attempt.message, attempt.exit_code)
     return (Member(attempt.ray_id, attempt.node, attempt.gpu_ids, end), *attempt.members)

@@ -53,6 +53,13 @@ def test_gpus_show_their_memory_and_what_others_have_of_it(fake: FakeController,
     assert "FOREIGN" not in orch("nodes").out
 
 
+def test_a_silent_node_says_for_how_long(fake: FakeController, orch: Orch) -> None:
+    fake.nodes = [box(name="a", silent_s=12), box(name="b", state="lost", silent_s=200), box(name="c")]
+    _, *lines = orch("nodes").out.splitlines()
+    assert ["not heard of for 3 min" in line for line in lines] == [False, True, False]
+    assert "heard" not in lines[0]
+
+
 def test_json_holds_the_same(fake: FakeController, orch: Orch) -> None:
     fake.nodes = [box(busy="cs2 is running", yields=True, closed="its owner uses it", gpu_states=[gpu(0, 1)])]
     (told,) = orch("nodes", "--json").json

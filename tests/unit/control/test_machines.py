@@ -119,6 +119,8 @@ def test_gpus_are_shown_as_the_node_tells(api: TestClient) -> None:
     told = {"index": 0, "name": "RTX", "memory": 12 << 30, "foreign_memory": 1 << 30, "foreign_use": 0.5}
     report(api, "gpu", gpus=[told])
     assert view(api, "gpu")["gpu_states"] == [told]
+    assert 0 <= view(api, "gpu")["silent_s"] < 30
+    assert view(api, "laptop")["silent_s"] is None
 
 
 def test_nonsense_is_refused(api: TestClient) -> None:

@@ -61,6 +61,7 @@ def test_a_report_counts_while_it_is_fresh(book: NodeBook, clock: Hands) -> None
     assert book.told(node("gpu")).closed == ""
     clock.sleep(FRESH_S - 1)
     assert book.told(node()).report.busy
+    assert (book.silent_s("laptop"), book.silent_s("gpu")) == (FRESH_S - 1, None)
     clock.sleep(2)
     assert book.told(node()) == node()
 

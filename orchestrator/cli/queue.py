@@ -73,6 +73,9 @@ def _reason(view: WhyView) -> str:
     starts = next((one.node for one in view.variants if one.node), None)
     if starts:
         return f"it starts on {starts} in a moment"
+    whole = [one.why for one in view.variants if not one.nodes or any(not node.why for node in one.nodes)]
+    if whole:  # a limit, a gang's number of ranks: no single node is in the way
+        return "; ".join(whole)
     pools = ", ".join(dict.fromkeys(one.variant.pool for one in view.variants))
     return f"nothing that it may run on is free (pools: {pools})"
 

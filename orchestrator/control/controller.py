@@ -69,7 +69,7 @@ class Controller:
             self.ledger, self.spool, files, self.live, self.outcomes, tracking, clock, self.wake, self._share
         )
         self.board = Board(self.ledger, self.live, clock)
-        self.scheduling = Scheduling(self.board, self.ledger, clock, config.upgrade_rest_s)
+        self.scheduling = Scheduling(self.board, self.ledger, self.estimates, clock, config.upgrade_rest_s)
         self.service = Service(
             self.ledger,
             self.spool,

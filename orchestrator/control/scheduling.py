@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from orchestrator.clock import Clock
 from orchestrator.control.board import Board, waiting_of
+from orchestrator.control.estimates import Estimates
 from orchestrator.control.fleet import Fleet
 from orchestrator.domain.demand import Demand
 from orchestrator.domain.planner import Desk, Limits, Start, plan
@@ -31,8 +32,11 @@ _FRESH_S = 1.0
 class Scheduling:
     """Decides and records. :meth:`round` is for the loop's thread; the rest may be called from any."""
 
-    def __init__(self, board: Board, ledger: Ledger, clock: Clock, rest_s: float = REST_S) -> None:
+    def __init__(
+        self, board: Board, ledger: Ledger, estimates: Estimates, clock: Clock, rest_s: float = REST_S
+    ) -> None:
         self._board = board
+        self._estimates = estimates
         self._ledger = ledger
         self._clock = clock
         self._rest_s = rest_s
@@ -88,7 +92,10 @@ class Scheduling:
         return upgrades(self._board.running(desk.now), desk, self._speedup, MOVE_S, self._rest_s)
 
     def _speedup(self, running: Running, demand: Demand) -> float | None:
-        return None
+        with self._ledger.read() as ledger:
+            run = ledger.run(running.grant.run_id)
+            attempt = ledger.attempt(run.id, run.attempt)
+        return self._estimates.speedup(run, attempt, run.spec.placement[demand.index])
 
     # ---- recording
 

@@ -145,10 +145,8 @@ def upgrades(
             continue
         better = one.shape.demands
         for demand in better[: _position(one.shape, one.grant.demand)]:
-            if not _pays(one, speedup(one, demand), move_s):
-                continue
             start = desk.place(_as_waiting(one, demand))
-            if start is not None and not start.backfill:
+            if start is not None and not start.backfill and _pays(one, speedup(one, demand), move_s):
                 desk.apply(start)
                 place = start.places[0]
                 found.append(Upgrade(one, demand, place.ray_id, place.node))

@@ -95,7 +95,7 @@ class Board:
             first = self._grant(attempt)
             found.append(first)
             for member in attempt.members:
-                found.append(replace(first, ray_id=member.ray_id, gpu_ids=member.gpu_ids))
+                found.append(replace(first, ray_id=member.ray_id, node=member.node, gpu_ids=member.gpu_ids))
         return found
 
     def _grant(self, attempt: AttemptRecord) -> Grant:
@@ -151,7 +151,8 @@ def _grant(
     gpu_ids = attempt.gpu_ids or tuple(range(attempt.variant.gpus))
     if run is None or run.attempt != attempt.number:  # an attempt that its run has left, and that may end
         name = run.name if run else attempt.run_id
-        return Grant(attempt.run_id, name, attempt.ray_id, demand, (0, 0, 0), gpu_ids, stopping=True)
+        left = Grant(attempt.run_id, name, attempt.ray_id, demand, (0, 0, 0), gpu_ids, stopping=True)
+        return replace(left, node=attempt.node)
     begun = (attempt.started_at or attempt.created_at).timestamp()
     ends = [] if remaining is None else [now + remaining]
     if run.left is not None:
@@ -169,6 +170,7 @@ def _grant(
         saved=begun if saved is None else saved,
         user=run.user,
         experiment=run.experiment,
+        node=attempt.node,
     )
 
 

@@ -74,7 +74,7 @@ class Reservation:
     def allows(self, room: Room, demand: Demand, until: float) -> bool:
         """Whether something else that ends at `until` may start in this room."""
         at = self.at.get(room.node.ray_id)
-        return at is None or until <= at or self.spare[room.node.ray_id].fits(demand)
+        return at is None or until <= at < math.inf or self.spare[room.node.ray_id].fits(demand)
 
 
 @dataclass
@@ -210,6 +210,11 @@ class Desk:
             return True
         until = math.inf if waiting.lasts is None else self.now + waiting.lasts
         return reservation.allows(room, demand, until)
+
+    def keeps_for(self, waiting: Waiting, demand: Demand) -> bool:
+        """Whether it is this run for which nodes of the pool are kept."""
+        reservation = self.plan.reservations.get(demand.pool)
+        return reservation is not None and reservation.waiting.run_id == waiting.run_id
 
     def apply(self, start: Start) -> None:
         """Count a start in."""

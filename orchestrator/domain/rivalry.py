@@ -75,7 +75,7 @@ def evictions(desk: Desk) -> list[Eviction]:
                 for room in desk.pools.get(demand.pool, [])
                 if not room.node.closed and desk.may_use(waiting, demand, room)
             ]
-            chosen = _victims(waiting, demand, rooms, desk.now)
+            chosen = _victims(waiting, demand, rooms, desk.now, desk.keeps_for(waiting, demand))
             if chosen is None:
                 continue
             for room, victims in chosen:
@@ -95,7 +95,7 @@ def _claim(waiting: Waiting, demand: Demand, room: Room) -> Grant:
 
 
 def _victims(
-    waiting: Waiting, demand: Demand, rooms: Iterable[Room], now: float
+    waiting: Waiting, demand: Demand, rooms: Iterable[Room], now: float, kept: bool
 ) -> list[tuple[Room, list[Grant]]] | None:
     """For each rank a room, and who has to go there; None where that does not make enough room."""
     options: list[tuple[tuple[int, float, int, str], Room, list[Grant]]] = []
@@ -103,7 +103,7 @@ def _victims(
         if room.node.cpus < demand.cpus or len(room.gpus) < demand.gpus:
             continue
         candidates = sorted(
-            (grant for grant in room.grants if _yields(grant, waiting)),
+            (grant for grant in room.grants if _yields(grant, waiting, kept)),
             key=lambda grant: (not grant.stopping, grant.priority, -grant.saved, grant.run_id),
         )
         victims = must_end(room, demand, candidates) if candidates or room.fits(demand) else None
@@ -118,13 +118,17 @@ def _victims(
     return [(room, victims) for _, room, victims in options[: demand.ranks]]
 
 
-def _yields(grant: Grant, waiting: Waiting) -> bool:
-    """Whether a grant makes room for a run that waits, or does so already."""
+def _yields(grant: Grant, waiting: Waiting, kept: bool) -> bool:
+    """Whether a grant makes room for a run that waits, or does so already.
+
+    Backfill does for the run that nodes are kept for, and only for that: who else goes first changes from
+    plan to plan with what everybody holds.
+    """
     if grant.run_id == waiting.run_id:
         return False
     if grant.stopping or grant.priority < -waiting.order[0]:
         return True
-    return grant.backfill and grant.order > waiting.order
+    return kept and grant.backfill and grant.order > waiting.order
 
 
 def upgrades(

@@ -37,6 +37,8 @@ class Grant:
     """Unix time of what it could go on from: its last checkpoint, or else its begin."""
     user: str = ""
     experiment: str = ""
+    node: str = ""
+    """Name of the node. When it is back as another Ray node, it is held there."""
 
     @property
     def priority(self) -> int:
@@ -189,10 +191,16 @@ class Room:
 
 
 def rooms_of(nodes: Iterable[NodeInfo], grants: Iterable[Grant]) -> dict[str, Room]:
-    """The rooms of all nodes by their Ray id; grants on nodes that are not there count nowhere."""
+    """The rooms of all nodes by their Ray id; grants on nodes that are not there count nowhere.
+
+    A machine that Ray had given up comes back as another Ray node, and what was granted there may still run.
+    """
     rooms = {node.ray_id: Room.of(node) for node in nodes}
+    living = {room.node.name: room for room in rooms.values() if room.node.alive}
     for grant in grants:
         room = rooms.get(grant.ray_id)
+        if room is None or not room.node.alive:
+            room = living.get(grant.node, room)
         if room is not None:
             room.take(grant)
     return rooms

@@ -22,8 +22,9 @@ import uvicorn
 
 from orchestrator.api.app import create_app
 from orchestrator.cluster import machine, planning
+from orchestrator.cluster.agents import Agent, agents
 from orchestrator.cluster.config import NodeRequest, StackConfig, temp_dir
-from orchestrator.cluster.ending import Agent, agents, force_agents
+from orchestrator.cluster.ending import force_agents
 from orchestrator.cluster.files import ensure_token, write_node_home
 from orchestrator.cluster.gateway import RayGateway
 from orchestrator.cluster.host import Host

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from orchestrator.domain.liveness import Facts
 from orchestrator.domain.planner import Desk, Start, eligible
 from orchestrator.domain.queue import Waiting
 from orchestrator.domain.records import AttemptRecord, RunRecord
@@ -12,9 +13,12 @@ from orchestrator.domain.rivalry import Eviction
 from orchestrator.domain.room import CONTEXT_BYTES, Grant
 from orchestrator.domain.states import Reason, RunState
 from orchestrator.domain.why import explain
-from tests.simulation.world import GIB, World, demand_at, held_by
+from tests.simulation.world import GIB, Agent, World, demand_at, held_by
 
-FREE = {Reason.MOVED, Reason.PREEMPTED, Reason.UPGRADED, Reason.NODE_LOST, Reason.FENCED, Reason.SHUTDOWN}
+FREE = {
+    *(Reason.MOVED, Reason.PREEMPTED, Reason.UPGRADED, Reason.NODE_LOST, Reason.FENCED),
+    *(Reason.SHUTDOWN, Reason.DRAINED, Reason.OWNER, Reason.AWAY),
+}
 """Ends that cost no retry (rule 11)."""
 
 
@@ -119,7 +123,8 @@ def _evictions(world: World, about: tuple[Desk, list[Eviction], list[Grant]]) ->
             yields = [
                 grant
                 for grant in room.grants
-                if grant.priority < -first.order[0] or (grant.backfill and grant.order > first.order)
+                if grant.priority < -first.order[0]
+                or (grant.backfill and grant.order > first.order and desk.keeps_for(first, demand))
             ]
             if room.without(yields).fits(demand) and not any(one.run_id in stopping for one in room.grants):
                 here = any(
@@ -135,6 +140,19 @@ def _ended(world: World, about: tuple[RunRecord, AttemptRecord, Reason, RunRecor
     if run.stop == Reason.CANCELLED and reason != Reason.COMPLETED:
         promise(after.state == RunState.CANCELLED, "rule 6", f"{run.id} was cancelled and is {after.state}")
     promise(attempt.number == run.attempt, "rule 8", f"{run.id}: an old attempt ends it")
+
+
+def _lost(world: World, about: tuple[AttemptRecord, Agent | None]) -> None:
+    attempt, agent = about
+    lives = agent is not None and not agent.gone and agent.ended is None
+    promise(not lives, "rule 13", f"{attempt.run_id} is declared lost and lives")
+
+
+def _left(world: World, about: tuple[RunRecord, AttemptRecord, Facts]) -> None:
+    run, attempt, facts = about
+    patient = run.spec.migrate == "never" and run.stop is None
+    promise(not patient or facts.silence >= run.spec.away, "rule 13", f"{run.id} left {attempt.node} early")
+    promise(facts.silence > 0, "rule 13", f"{run.id} left {attempt.node}, which speaks")
 
 
 def _commit(world: World, key: tuple[str, int]) -> None:
@@ -196,4 +214,6 @@ _CHECKS = {
     "upgrade": _upgrade,
     "looked": _looked,
     "cancel": _nothing,
+    "lost": _lost,
+    "left": _left,
 }

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.control.board import running_of
 from orchestrator.domain import planner, rivalry
 from orchestrator.domain.fleet import NodeInfo
+from orchestrator.domain.liveness import Facts, Lost, Silent
 from orchestrator.domain.queue import Queue
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.room import Grant, Room
@@ -102,7 +104,7 @@ def what_is_held_starts(patch: Patch) -> None:
 
 
 def equals_make_room_for_each_other(patch: Patch) -> None:
-    patch.setattr(rivalry, "_yields", lambda grant, one: grant.priority <= -one.order[0])
+    patch.setattr(rivalry, "_yields", lambda grant, one, kept: grant.priority <= -one.order[0])
 
 
 def nobody_makes_room(patch: Patch) -> None:
@@ -139,6 +141,25 @@ def moves_go_down(patch: Patch) -> None:
     patch.setattr(rivalry, "_position", lambda shape, demand: len(shape.demands))
 
 
+def the_unreachable_are_dead(patch: Patch) -> None:
+    found = simulated.verdict
+
+    def hasty(attempt: AttemptRecord, facts: Facts) -> Any:
+        silent = found(attempt, facts)
+        return Lost(Reason.NODE_LOST, silent.message) if isinstance(silent, Silent) else silent
+
+    patch.setattr(simulated, "verdict", hasty)
+
+
+def nobody_waits_for_sleepers(patch: Patch) -> None:
+    patch.setattr(simulated, "may_leave", lambda run, facts, fits: "no patience")
+
+
+def what_comes_back_counts_nowhere(patch: Patch) -> None:
+    """What still runs on a machine that is another Ray node now."""
+    patch.setattr(simulated, "running_of", lambda *a, **b: replace(running_of(*a, **b), node=""))
+
+
 def limits_are_ignored_by_evictions(patch: Patch) -> None:
     """Victims that make room for nobody: the run that goes first may not start."""
     patch.setattr(planner.Desk, "may_use", lambda desk, waiting, demand, room: True)
@@ -169,6 +190,9 @@ PLANTED = [
     nobody_waits_for_the_best,
     a_part_of_a_gang_starts,
     moves_go_down,
+    the_unreachable_are_dead,
+    nobody_waits_for_sleepers,
+    what_comes_back_counts_nowhere,
     limits_are_ignored_by_evictions,
 ]
 

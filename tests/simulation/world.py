@@ -18,6 +18,7 @@ from orchestrator.control.board import running_of, waiting_of
 from orchestrator.domain import transitions
 from orchestrator.domain.demand import Demand, demand_of, shape_of
 from orchestrator.domain.fleet import GpuState, NodeInfo, NodeReport
+from orchestrator.domain.liveness import Facts, Lost, Silent, may_leave, verdict
 from orchestrator.domain.planner import Desk, Limits, plan
 from orchestrator.domain.queue import Queue
 from orchestrator.domain.records import AttemptRecord, Member, RunRecord
@@ -45,6 +46,8 @@ class Machine:
     """How often Ray has started on it: each time is another Ray node."""
     asleep: bool = False
     cut_off: bool = False
+    silent_since: float = 0.0
+    back_since: float = 0.0
     known_alive: bool = True
     """What Ray believes."""
     skew: float = 0.0
@@ -99,8 +102,8 @@ class Agent:
     ended: Reason | None = None
     """How it ended; told to the controller when that can be reached."""
     told: bool = False
-    saved_work: float = 0.0
-    """Work left at its last commit."""
+    gone: bool = False
+    """Its machine lost power: nobody will hear of it again."""
 
 
 @dataclass
@@ -205,7 +208,9 @@ class World:
         for attempt in self.open_attempts():
             first = self._grant(attempt)
             found.append(first)
-            found += [replace(first, ray_id=m.ray_id, gpu_ids=m.gpu_ids) for m in attempt.members]
+            found += [
+                replace(first, ray_id=m.ray_id, node=m.node, gpu_ids=m.gpu_ids) for m in attempt.members
+            ]
         return found
 
     def _grant(self, attempt: AttemptRecord) -> Grant:
@@ -299,21 +304,77 @@ class World:
     def _look_after_the_silent(self) -> None:
         """What the controller makes of machines of which it hears nothing."""
         for attempt in self.open_attempts():
-            places = [(attempt.node, attempt.ray_id), *((m.node, m.ray_id) for m in attempt.members)]
-            machines = [(self.machines[node], ray_id) for node, ray_id in places]
-            if any(one.ray_id != ray_id or not one.known_alive for one, ray_id in machines):
+            if any(self._given_up(member.node, member.ray_id) for member in attempt.members):
                 self.end(attempt, Reason.NODE_LOST)
+                continue
+            facts = self._facts(attempt)
+            found = verdict(attempt, facts)
+            if isinstance(found, Lost):
+                self.check(self, "lost", (attempt, self.agents.get((attempt.run_id, attempt.number))))
+                self.end(attempt, found.reason)
+            elif isinstance(found, Silent):
+                self._silent(attempt, facts, found)
+
+    def _given_up(self, name: str, ray_id: str) -> bool:
+        machine = self.machines[name]
+        return machine.ray_id != ray_id or not machine.known_alive
+
+    def _facts(self, attempt: AttemptRecord) -> Facts:
+        machine = self.machines[attempt.node]
+        agent = self.agents.get((attempt.run_id, attempt.number))
+        since = machine.silent_since if machine.silent else self.now
+        if agent is None and attempt.phase != Phase.RUNNING:
+            since = (attempt.created_at - BEGIN).total_seconds()
+        elif agent is None or agent.gone:
+            since = min(since, machine.silent_since)
+        back = machine.ray_id != attempt.ray_id and machine.known_alive
+        return Facts(
+            silence=self.now - since,
+            node_alive=machine.known_alive and machine.ray_id == attempt.ray_id,
+            returned_s=self.now - machine.back_since if back else None,
+            rebooted=back and agent is not None and agent.gone,
+        )
+
+    def _silent(self, attempt: AttemptRecord, facts: Facts, found: Silent) -> None:
+        run = self.runs[attempt.run_id]
+        if run.attempt != attempt.number or run.state.final:
+            return
+        after = transitions.lose_sight(run, found.message)
+        if after != run:
+            self.save_run(after)
+            self.after(max(0.1, run.spec.away - facts.silence), self.look)
+            return
+        why = may_leave(run, facts, lambda: self._fits_elsewhere(run, attempt))
+        if why:
+            self.check(self, "left", (run, attempt, facts))
+            run, attempt = transitions.abandon(run, attempt, self.instant, why)
+            self.save_attempt(attempt)
+            self.save_run(run)
+
+    def _fits_elsewhere(self, run: RunRecord, attempt: AttemptRecord) -> bool:
+        rooms = rooms_of([machine.info() for machine in self.machines.values()], self.grants())
+        return any(
+            room.node.pool == demand.pool and room.node.name != attempt.node and room.fits(demand)
+            for room in rooms.values()
+            if not room.node.closed
+            for demand in shape_of(run.spec, run.pin_pool).demands
+            if demand.ranks == 1
+        )
 
     def end(self, attempt: AttemptRecord, reason: Reason) -> None:
         """Record the end of an attempt and what follows; a second end changes nothing."""
         known = self.attempts[attempt.run_id, attempt.number]
         if known.ended:
             return
-        self.save_attempt(replace(known, phase=Phase.ENDED, reason=reason, ended_at=self.instant))
         run = self.runs[attempt.run_id]
-        after = after_attempt(run, known, reason, "", self.instant)
-        self.check(self, "ended", (run, known, reason, after))
-        self.save_run(after)
+        owns = run.attempt == known.number and not run.state.final
+        if owns:
+            run, known = transitions.reach(run, known)
+        self.save_attempt(replace(known, phase=Phase.ENDED, reason=reason, ended_at=self.instant))
+        if owns:
+            after = after_attempt(run, known, reason, "", self.instant)
+            self.check(self, "ended", (run, known, reason, after))
+            self.save_run(after)
 
     # ---- what happens on machines
 
@@ -330,7 +391,7 @@ class World:
         fails = self.random.choice(_FAILURES) if self.random.random() < 0.12 and not self.quiet else None
         speed = 5.0 if attempt.variant.gpus else 1.0
         left = self.work[run.id]
-        agent = Agent(run.id, attempt.number, machine, machine.boots, left, speed, fails, saved_work=left)
+        agent = Agent(run.id, attempt.number, machine, machine.boots, left, speed, fails)
         self.agents = {key: one for key, one in self.agents.items() if not one.told}
         self.agents[run.id, attempt.number] = agent
         self.save_attempt(
@@ -383,7 +444,13 @@ class World:
         self._tell(agent)
 
     def _tell(self, agent: Agent) -> None:
-        if agent.told or agent.ended is None or agent.machine.silent or agent.machine.boots != agent.boot:
+        if (
+            agent.told
+            or agent.gone
+            or agent.ended is None
+            or agent.machine.silent
+            or agent.machine.boots != agent.boot
+        ):
             return
         agent.told = True
         self.end(self.attempts[agent.run_id, agent.number], agent.ended)
@@ -398,9 +465,17 @@ class World:
             self.after(5.0, lambda: self._hear(key))
             return
         run = self.runs[agent.run_id]
-        reason = run.stop
-        if run.attempt != agent.number or run.state.final or self.attempts[key].ended:
-            reason = Reason.FENCED
+        attempt = self.attempts[key]
+        if run.attempt != agent.number or run.state.final or attempt.ended:
+            reason: Reason | None = Reason.FENCED
+        else:
+            if attempt.abandoned or run.state == RunState.UNREACHABLE:
+                run, attempt = transitions.reach(run, attempt)
+                self.save_run(run)
+            if agent.machine.ray_id != attempt.ray_id:
+                attempt = replace(attempt, ray_id=agent.machine.ray_id)
+            self.save_attempt(attempt)
+            reason = run.stop
         if reason is not None:
             self._pause(agent)
             self.after(self.random.uniform(0.2, 4), lambda: self._saved(agent, reason))
@@ -478,7 +553,7 @@ class World:
         machine = self._machine()
         if machine.silent:
             return
-        machine.asleep = True
+        machine.asleep, machine.silent_since = True, self.now
         for agent in self._on(machine):
             self._pause(agent)
         self.after(self.random.uniform(5, 200), lambda: self._wake(machine))
@@ -488,7 +563,7 @@ class World:
         machine = self._machine()
         if machine.silent:
             return
-        machine.cut_off = True
+        machine.cut_off, machine.silent_since = True, self.now
         self.after(self.random.uniform(5, 200), lambda: self._wake(machine))
         self.after(self.random.uniform(8, 30), lambda: self._ray_gives_up(machine))
 
@@ -511,7 +586,7 @@ class World:
     def _restart_ray(self, machine: Machine) -> None:
         agents = self._on(machine)
         machine.boots += 1
-        machine.known_alive = True
+        machine.known_alive, machine.back_since = True, self.now
         for agent in agents:
             agent.boot = machine.boots
 
@@ -522,16 +597,20 @@ class World:
             return
         for agent in self._on(machine):
             agent.version += 1
-            agent.ended, agent.told = Reason.AGENT_LOST, True
-        machine.asleep = True
+            agent.ended, agent.gone = Reason.AGENT_LOST, True
+        machine.asleep, machine.silent_since = True, self.now
         self.after(self.random.uniform(8, 30), lambda: self._ray_gives_up(machine))
-        self.after(self.random.uniform(40, 200), lambda: self._wake(machine))
+        self.after(self.random.uniform(40, 200), lambda: self._power_on(machine))
+
+    def _power_on(self, machine: Machine) -> None:
+        machine.known_alive = False
+        self._wake(machine)
 
     def _on(self, machine: Machine) -> list[Agent]:
         return [
             agent
             for agent in self.agents.values()
-            if agent.machine is machine and agent.boot == machine.boots and not agent.told
+            if agent.machine is machine and agent.boot == machine.boots and not agent.told and not agent.gone
         ]
 
     def _some_run(self) -> RunRecord | None:

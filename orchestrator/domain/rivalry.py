@@ -150,7 +150,9 @@ def upgrades(
         better = one.shape.demands
         for demand in better[: _position(one.shape, one.grant.demand)]:
             start = desk.place(_as_waiting(one, demand))
-            if start is not None and not start.backfill and _pays(one, speedup(one, demand), move_s):
+            if start is None or start.backfill:
+                continue
+            if _pays(one, demand, speedup(one, demand), move_s):
                 desk.apply(start)
                 place = start.places[0]
                 found.append(Upgrade(one, demand, place.ray_id, place.node))
@@ -171,7 +173,9 @@ def _as_waiting(one: Running, demand: Demand) -> Waiting:
     return Waiting(grant.run_id, grant.name, grant.order, grant.user, grant.experiment, shape, since=0.0)
 
 
-def _pays(one: Running, speedup: float | None, move_s: float) -> bool:
+def _pays(one: Running, demand: Demand, speedup: float | None, move_s: float) -> bool:
+    if speedup is None and demand.gpus < one.grant.demand.gpus:
+        return False  # the spec's order alone is no reason to leave a GPU
     if one.remaining_s is None:
         return True  # the spec's order says which is better
     if speedup is None:

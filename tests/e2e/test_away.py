@@ -86,7 +86,7 @@ def test_a_node_that_sleeps_for_too_long_is_fenced_when_it_wakes(stack: Stack, t
     zombie, successor = detail["attempts"]
     assert (zombie["reason"], successor["reason"]) == ("fenced", "completed")
     assert successor["first_step"] >= 50
-    assert stack.agents() == {}
+    wait_until(lambda: stack.agents() == {}, 30, stack.evidence)
     assert_one_of_each(stack, run_id, steps)
     wait_until(lambda: node_state(stack, "laptop") == "ready", 60, stack.evidence)
 

@@ -280,7 +280,10 @@ def test_a_rank_whose_node_is_gone_ends_the_others_before_they_start(gangs: Gang
     gangs.place(run_id, ["a", "nowhere"])
     gangs.agent(f"{run_id}-a1")
     ended = gangs.wait_ended(run_id)
-    assert (ended.reason, ended.message) == (Reason.NODE_LOST, "rank 1 on nowhere: nowhere was lost")
+    assert (ended.reason, ended.message) == (
+        Reason.NODE_LOST,
+        "rank 1 on nowhere: nowhere was lost before the agent there had said a word",
+    )
     assert ended.started_at is None
     assert gangs.log(run_id, 1, 0) == ""
     gangs.assert_nothing_is_left()

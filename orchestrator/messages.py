@@ -225,6 +225,9 @@ class NodeView(_Message):
     """It is being drained, and nothing runs there any more."""
     excluded: str = ""
     """Why it is passed over for a while: runs have failed there."""
+    away_since: datetime | None = None
+    """Since when nothing is heard of it, though Ray has not given it up: asleep perhaps, or off the network;
+    None where it is heard."""
     busy: str = ""
     """What its owner uses it for, in words; empty where it is free."""
     yields: bool = False
@@ -261,6 +264,8 @@ class WhyNode(_Message):
     """Empty where it fits."""
     until: datetime | None = None
     """When that is expected to end, where it is known."""
+    estimated: bool = False
+    """Whether `until` is told from how fast runs go; else it is the latest that limits allow."""
 
 
 class WhyVariant(_Message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +44,7 @@ def nodes(as_json: Json = False) -> None:
     """List the machines of the cluster, what runs there, and why nothing new starts on some.
 
     States: `ready`; `lost` where Ray counts it as dead; `draining`, then `drained` once it is empty; `in use`
-    by its owner; `excluded` for a while, because runs have failed there.
+    by its owner; `excluded` for a while, because runs have failed there; `away` where nothing is heard of it.
     """
     with connect() as client:
         found = client.nodes()
@@ -122,13 +123,17 @@ def state_word(node: NodeView) -> str:
         return "drained" if node.drained else "draining"
     if node.excluded:
         return "excluded"
+    if node.away_since is not None:
+        return "away"
     return "in use" if node.busy else node.state
 
 
 def _note(node: NodeView) -> str:
     """What the word does not say."""
     notes = [node.excluded, f"its owner uses it: {node.busy}" if node.busy else ""]
-    if node.silent_s is not None and node.silent_s > SILENT_S:
+    if node.away_since is not None:
+        notes.append(f"nothing is heard of it since {render.clock(node.away_since, datetime.now(UTC))}")
+    elif node.silent_s is not None and node.silent_s > SILENT_S:
         notes.append(f"not heard of for {render.coarse(node.silent_s)}")
     if node.draining and node.state != "ready":
         notes.append("it is being drained")

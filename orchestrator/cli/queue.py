@@ -13,7 +13,7 @@ from orchestrator.cli.common import CLUSTER, RUNS, Json, RunRef, connect, out, p
 from orchestrator.cli.render import Cell, Column
 
 if TYPE_CHECKING:
-    from orchestrator.messages import LimitsView, RunView, WhyVariant, WhyView
+    from orchestrator.messages import LimitsView, RunView, WhyNode, WhyVariant, WhyView
 
 QUEUE_COLUMNS = [
     Column("ID"),
@@ -89,11 +89,17 @@ def _why_rows(variant: WhyVariant) -> list[list[Cell]]:
         [
             pool,
             node.node,
-            render.clock(node.until, now) if node.until else render.NOTHING,
+            _until(node, now),
             node.why or Text("fits", "green"),
         ]
         for node in variant.nodes
     ]
+
+
+def _until(node: WhyNode, now: datetime) -> str:
+    if node.until is None:
+        return render.NOTHING
+    return render.clock(node.until, now) + (" (estimate)" if node.estimated else " at the latest")
 
 
 def queue(context: typer.Context, as_json: Json = False) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from orchestrator.clock import Clock
@@ -19,6 +20,9 @@ from orchestrator.domain.rivalry import Running
 from orchestrator.domain.room import Grant
 from orchestrator.domain.states import RunState
 from orchestrator.store.ledger import Ledger, Transaction
+
+Remaining = Callable[[RunRecord, AttemptRecord, int | None], float | None]
+"""Seconds that a run still takes from this step on, told from how fast runs like it went; None: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +41,19 @@ class _Open:
     """Steps at which it ends; None where that is not known."""
     left: float | None
     """Seconds that its attempt may take; None: any."""
+    record: RunRecord
 
 
 class Board:
     """Waiting runs and open attempts. Use it under :attr:`lock`."""
 
-    def __init__(self, ledger: Ledger, live: LiveBoard, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, live: LiveBoard, clock: Clock, remaining: Remaining) -> None:
+        """`remaining`: what is left of an attempt that has not shown yet how fast it goes."""
         self.lock = threading.RLock()
         self.queue = Queue()
         self._live = live
         self._clock = clock
+        self._estimated = remaining
         self._runs: dict[str, _Open] = {}
         self._attempts: dict[tuple[str, int], AttemptRecord] = {}
         self._made: dict[tuple[str, int], tuple[AttemptRecord, _Open | None, Sign | None, Grant]] = {}
@@ -112,7 +119,11 @@ class Board:
     def _new_grant(self, attempt: AttemptRecord, run: _Open | None, sign: Sign | None) -> Grant:
         now = self._clock.now().timestamp()
         saved = None if sign is None or sign.saved is None else now - (self._clock.monotonic() - sign.saved)
-        return _grant(attempt, run, _remaining(run, sign), saved, now)
+        remaining = _remaining(run, sign)
+        if remaining is None and run is not None and run.target is not None:
+            step = attempt.first_step if sign is None or sign.step is None else sign.step
+            remaining = self._estimated(run.record, attempt, step)
+        return _grant(attempt, run, remaining, saved, now)
 
     def running(self, now: float) -> list[Running]:
         """What upgrades are decided by."""
@@ -154,9 +165,8 @@ def _grant(
         left = Grant(attempt.run_id, name, attempt.ray_id, demand, (0, 0, 0), gpu_ids, stopping=True)
         return replace(left, node=attempt.node)
     begun = (attempt.started_at or attempt.created_at).timestamp()
-    ends = [] if remaining is None else [now + remaining]
-    if run.left is not None:
-        ends.append(begun + run.left)
+    end = None if remaining is None else now + remaining
+    limit = None if run.left is None else begun + run.left
     return Grant(
         attempt.run_id,
         run.name,
@@ -164,7 +174,8 @@ def _grant(
         demand,
         run.order,
         gpu_ids,
-        ends=min(ends, default=None),
+        ends=min((at for at in (end, limit) if at is not None), default=None),
+        estimated=end is not None and (limit is None or end < limit),
         stopping=run.stopping,
         backfill=attempt.backfill,
         saved=begun if saved is None else saved,
@@ -191,7 +202,7 @@ def waiting_of(run: RunRecord) -> Waiting:
         _order(run),
         sys.intern(run.user),
         sys.intern(spec.experiment),
-        shape_of(spec, run.pin_pool),
+        shape_of(spec, run.pin_pool, run.avoid),
         run.created_at.timestamp(),
         run.not_before.timestamp() if run.not_before else None,
         run.held,
@@ -211,9 +222,10 @@ def _open(run: RunRecord) -> _Open:
         sys.intern(run.user),
         sys.intern(spec.experiment),
         _order(run),
-        shape_of(spec),
+        shape_of(spec, avoid=run.avoid),
         stopping=run.stop is not None,
         migrates=spec.migrate == "auto" and run.pin_pool is None,
         target=spec.trainer.max_steps if spec.trainer else None,
         left=None if spec.max_duration is None else max(0.0, spec.max_duration - run.seconds_used),
+        record=run,
     )

@@ -68,7 +68,7 @@ class Controller:
         self.beats = Beats(
             self.ledger, self.spool, files, self.live, self.outcomes, tracking, clock, self.wake, self._share
         )
-        self.board = Board(self.ledger, self.live, clock)
+        self.board = Board(self.ledger, self.live, clock, self.estimates.remaining)
         self.scheduling = Scheduling(self.board, self.ledger, self.estimates, clock, config.upgrade_rest_s)
         self.service = Service(
             self.ledger,

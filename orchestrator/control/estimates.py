@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from orchestrator.clock import Clock
@@ -12,7 +12,6 @@ from orchestrator.domain.estimate import (
     Paces,
     Progress,
     device_kind,
-    expected_end,
     measured,
     shape,
     target,
@@ -92,12 +91,13 @@ class Estimates:
         known = next((pace for pace in paces if pace is not None), None)
         return Progress(step or 0, steps, known).remaining_s if known is not None else None
 
-    def expected_end(self, run: RunRecord, attempt: AttemptRecord) -> datetime | None:
-        """When an attempt that executes will have ended: done, or at one of its limits. None: unknown."""
-        sign = self._live.sign(run.id, attempt.number)
-        step = sign.step if sign is not None and sign.step is not None else attempt.first_step
-        pace, steps = self.pace(run, attempt), target(run)
-        progress = None
-        if steps is not None and pace is not None and step is not None:
-            progress = Progress(step, steps, pace)
-        return expected_end(run, attempt, progress, self._clock.now())
+    def would_take(self, run: RunRecord, variant: Variant, last: AttemptRecord | None) -> float | None:
+        """Seconds that a run which waits still has to train in a placement. None: nothing is known.
+
+        `last` is its newest attempt, from where it goes on.
+        """
+        steps, pace = target(run), self.seconds_per_step(run.spec, variant)
+        if steps is None or pace is None:
+            return None
+        step = run.restore_step if last is None else last.last_step or last.first_step
+        return Progress(step or 0, steps, pace).remaining_s

@@ -12,7 +12,7 @@ from typing import Final
 
 from orchestrator.clock import Clock
 from orchestrator.domain.exclusion import MEMORY_S, exclusions
-from orchestrator.domain.fleet import NodeInfo
+from orchestrator.domain.fleet import Away, NodeInfo
 from orchestrator.domain.records import AttemptRecord
 from orchestrator.store.ledger import Ledger
 
@@ -43,7 +43,7 @@ class NodeHealth:
             since = clock.now() - timedelta(seconds=MEMORY_S)
             self._ended = deque(reading.ended_since(since, _MOST), maxlen=_MOST)
         self._excluded = exclusions(self._ended, clock.now())
-        self._quiet: dict[str, str] = {}
+        self._away: dict[str, Away] = {}
 
     def ended(self, attempt: AttemptRecord) -> None:
         """An attempt has ended; an exclusion that follows is told in the history of its run."""
@@ -60,14 +60,19 @@ class NodeHealth:
             with self._ledger.begin() as ledger:
                 ledger.add_event(exclusion.run_id, now, "node", f"{exclusion.node} is {exclusion.why}")
 
-    def quiet(self, why: Mapping[str, str]) -> None:
-        """Nodes of which nothing is heard, by Ray id, and why to start nothing there."""
+    def away(self, nodes: Mapping[str, Away]) -> None:
+        """All nodes of which nothing is heard, by Ray id. Who was away already has been since then."""
         with self._lock:
-            self._quiet = dict(why)
+            self._away = {
+                ray_id: replace(now, since=self._away[ray_id].since) if ray_id in self._away else now
+                for ray_id, now in nodes.items()
+            }
 
     def told(self, node: NodeInfo) -> NodeInfo:
         """The node as it should be seen now."""
         with self._lock:
-            excluded, quiet = self._excluded.get(node.name), self._quiet.get(node.ray_id, "")
-        why = excluded.why if excluded is not None and excluded.until > self._clock.now() else quiet
-        return replace(node, excluded=why) if why != node.excluded else node
+            excluded, away = self._excluded.get(node.name), self._away.get(node.ray_id)
+        why = excluded.why if excluded is not None and excluded.until > self._clock.now() else ""
+        if (why, away) == (node.excluded, node.away):
+            return node
+        return replace(node, excluded=why, away=away)

@@ -13,6 +13,7 @@ from orchestrator.control.estimates import Estimates
 from orchestrator.control.fleet import Fleet
 from orchestrator.domain.demand import Demand
 from orchestrator.domain.planner import Desk, Limits, Start, plan
+from orchestrator.domain.queue import Waiting
 from orchestrator.domain.records import AttemptRecord, Member, RunRecord
 from orchestrator.domain.rivalry import REST_S, Eviction, Running, Upgrade, evictions, upgrades
 from orchestrator.domain.room import Grant, Room, rooms_of
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MOVE_S = 15.0
 """What a move costs where none has been measured: saving, starting the program, restoring."""
+_MOST_TAKEN = 1000
 _FRESH_S = 1.0
 """Answers to people may be so old."""
 
@@ -42,6 +44,8 @@ class Scheduling:
         self._rest_s = rest_s
         self._coming: dict[str, Grant] = {}
         """Places of runs that save elsewhere in order to go there."""
+        self._taken: dict[tuple[str, int], tuple[Waiting, RunRecord, AttemptRecord | None]] = {}
+        """Runs that were asked about lately, with their last attempts."""
         self._shown: tuple[float, Fleet, Desk] | None = None
         self._lock = threading.Lock()
         self._limits: Limits | None = None
@@ -84,7 +88,7 @@ class Scheduling:
     def _desk(self, fleet: Fleet) -> Desk:
         now = self._clock.now().timestamp()
         rooms = rooms_of(fleet.nodes, self._board.grants())
-        return plan(self._board.queue, rooms, self.limits(), now, self._still_coming())
+        return plan(self._board.queue, rooms, self.limits(), now, self._still_coming(), takes=self._takes)
 
     def _still_coming(self) -> list[Grant]:
         saving = {attempt.run_id for attempt in self._board.open_attempts()}
@@ -93,6 +97,19 @@ class Scheduling:
 
     def _upgrades(self, desk: Desk) -> list[Upgrade]:
         return upgrades(self._board.running(desk.now), desk, self._speedup, MOVE_S, self._rest_s)
+
+    def _takes(self, waiting: Waiting, demand: Demand) -> float | None:
+        """What is left of a run that waits, in one of its placements; None where nothing is known."""
+        key = (waiting.run_id, demand.index)
+        known = self._taken.get(key)
+        if known is None or known[0] is not waiting:
+            with self._ledger.read() as ledger:
+                run = ledger.run(waiting.run_id)
+                last = ledger.last_attempts([run.id]).get(run.id)
+            if len(self._taken) >= _MOST_TAKEN:
+                self._taken.clear()
+            known = self._taken[key] = (waiting, run, last)
+        return self._estimates.would_take(known[1], known[1].spec.placement[demand.index], known[2])
 
     def _speedup(self, running: Running, demand: Demand) -> float | None:
         with self._ledger.read() as ledger:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from orchestrator.clock import Clock
 from orchestrator.contract import DATASET_FILE
@@ -286,7 +286,7 @@ class Service:
                     variant=run.spec.placement[one.index],
                     node=one.node,
                     why=one.why,
-                    nodes=[WhyNode(node=at.node, why=at.why, until=at.until) for at in one.nodes],
+                    nodes=[WhyNode(**asdict(at)) for at in one.nodes],
                 )
                 for one in verdict.variants
             ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import timedelta
 
 from orchestrator.clock import Clock
 from orchestrator.control.exclusions import NodeHealth
@@ -14,7 +15,7 @@ from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.probes import Probes
 from orchestrator.control.shares import gpu_share
 from orchestrator.domain.demand import shape_of
-from orchestrator.domain.fleet import NodeInfo
+from orchestrator.domain.fleet import Away, NodeInfo
 from orchestrator.domain.liveness import FORGOTTEN_S, Facts, Lost, Silent, may_leave, needs_probe, verdict
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.room import Room
@@ -53,7 +54,7 @@ class Sight:
         """End what is over, and let runs leave machines that were away for too long."""
         with self._ledger.read() as ledger:
             attempts = ledger.open_attempts()
-        quiet: dict[str, str] = {}
+        away: dict[str, Away] = {}
         speaking: set[str] = set()
         for attempt in attempts:
             facts = self._facts(attempt, fleet)
@@ -62,14 +63,15 @@ class Sight:
                 outcome = Outcome(reason=found.reason, message=found.message)
                 self._outcomes.end(attempt.run_id, attempt.number, outcome)
             elif isinstance(found, Silent):
-                quiet[attempt.ray_id] = found.message
+                since = self._clock.now() - timedelta(seconds=facts.silence)
+                away[attempt.ray_id] = Away(f"{attempt.node} cannot be reached", since)
                 self._silent(attempt, facts, found, fleet)
             elif facts.returned_s is not None:
                 self._rebind(attempt, fleet)
             if found is None:
                 speaking.add(attempt.ray_id)
                 self._probes.forget(attempt.actor_name)
-        self._health.quiet({ray_id: why for ray_id, why in quiet.items() if ray_id not in speaking})
+        self._health.away({ray_id: one for ray_id, one in away.items() if ray_id not in speaking})
 
     def _facts(self, attempt: AttemptRecord, fleet: Fleet) -> Facts:
         node = _successor(attempt, fleet)

@@ -163,6 +163,7 @@ class Views:
                 draining=node.draining,
                 drained=node.draining and node.alive and not room.grants,
                 excluded=node.excluded,
+                away_since=node.away.since if node.away is not None else None,
                 busy=node.report.busy,
                 yields=node.report.yields,
             )

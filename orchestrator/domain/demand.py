@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from orchestrator.domain.states import Reason
 from orchestrator.spec.models import RunSpec, Variant
 
 
@@ -33,9 +34,11 @@ class Shape:
     best: bool = False
     """Whether to wait for the first one, for `wait` seconds at most."""
     wait: float = 0.0
+    avoid: tuple[tuple[str, Reason], ...] = ()
+    """Nodes on which it had better not start again, and how it ended there."""
 
 
-def shape_of(spec: RunSpec, pin_pool: str | None = None) -> Shape:
+def shape_of(spec: RunSpec, pin_pool: str | None = None, avoid: tuple[tuple[str, Reason], ...] = ()) -> Shape:
     """The shape of a spec; with a pool that its user moved it to, of its variants there only."""
     demands = tuple(
         demand_of(index, variant)
@@ -43,7 +46,7 @@ def shape_of(spec: RunSpec, pin_pool: str | None = None) -> Shape:
         if pin_pool in (None, variant.pool)
     )
     best = spec.start == "best" and len(demands) > 1
-    return _same(Shape(demands, best, spec.wait if best else 0.0))
+    return _same(Shape(demands, best, spec.wait if best else 0.0, avoid))
 
 
 def demand_of(index: int, variant: Variant) -> Demand:

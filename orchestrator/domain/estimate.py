@@ -14,10 +14,8 @@ import math
 import statistics
 from collections import OrderedDict
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any, Final
 
-from orchestrator.domain.limits import first_limit
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.spec.models import RunSpec, Variant
 
@@ -151,16 +149,3 @@ class Progress:
 def target(run: RunRecord) -> int | None:
     """The step at which it ends; None where that is not known."""
     return run.spec.trainer.max_steps if run.spec.trainer is not None else None
-
-
-def expected_end(
-    run: RunRecord, attempt: AttemptRecord, progress: Progress | None, now: datetime
-) -> datetime | None:
-    """When an attempt that executes is expected to have ended: done, or at the first of its limits, whichever
-    is earlier. None where neither is known."""
-    began = attempt.started_at or attempt.created_at
-    limit = first_limit(run, attempt.variant, began)
-    ends = [began + timedelta(seconds=limit.seconds)] if limit is not None else []
-    if progress is not None:
-        ends.append(now + timedelta(seconds=progress.remaining_s))
-    return min(ends, default=None)

@@ -27,7 +27,13 @@ MEMORY_S = 24 * 3600.0
 
 UNEXPLAINED = frozenset({Reason.AGENT_LOST, Reason.NOT_STARTED, Reason.PROGRAM_FAILED, Reason.PROGRAM_KILLED})
 """Ends that may be the node's fault. Lost machines, full memory and full stores are explained."""
-_GOT_ON = frozenset({Reason.COMPLETED, Reason.MOVED})
+_GOT_ON = frozenset(
+    {
+        *(Reason.MOVED, Reason.PREEMPTED, Reason.UPGRADED, Reason.DRAINED, Reason.OWNER),
+        Reason.SHUTDOWN,
+    }
+)
+"""Orders to save and go: whoever had made steps until then shows that the node works."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class NodeReport:
 
 
 @dataclass(frozen=True)
+class Away:
+    """A node of which nothing is heard, though Ray has not given it up."""
+
+    why: str
+    since: datetime
+
+
+@dataclass(frozen=True)
 class NodeInfo:
     """One Ray node that may run attempts."""
 
@@ -49,6 +58,8 @@ class NodeInfo:
     """Whether somebody has ordered it to be emptied: `orch drain`."""
     excluded: str = ""
     """Why nothing is started there for a while, in words: several different runs have failed on it."""
+    away: Away | None = None
+    """Set while nothing is heard of it: asleep perhaps, or off the network."""
     boot_id: str = ""
     """Changes whenever the machine starts; empty where it is not known."""
 
@@ -61,6 +72,8 @@ class NodeInfo:
             return "it is being drained"
         if self.excluded:
             return self.excluded
+        if self.away is not None:
+            return self.away.why
         return f"its owner uses it: {self.report.busy}" if self.report.busy else ""
 
 

@@ -9,21 +9,29 @@ What goes after it may still start, marked as backfill, where that does not touc
 before the node is free, or where it takes what will be left over. Backfill makes room again once the run that
 goes first would fit without it, see :mod:`orchestrator.domain.rivalry`.
 
+A run avoids nodes on which it has failed for a reason that may be theirs. It takes any other place that is
+free first. Where memory ran out it does not go again as long as some other node is large enough, even if
+that one is in use now.
+
 Within one plan room only shrinks, so that of runs of one shape only one is looked at once it does not fit.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.domain.demand import Demand, Shape
-from orchestrator.domain.queue import Bench, Level, Queue, Waiting
+from orchestrator.domain.fairness import Usage, in_turn
+from orchestrator.domain.queue import Queue, Waiting
 from orchestrator.domain.reservation import Place, Reservation, grant_of, reserve
+from orchestrator.domain.retry import NODE_TOO_SMALL
 from orchestrator.domain.room import Grant, Room
+
+Takes = Callable[[Waiting, Demand], float | None]
+"""Seconds that a run is expected to take in a placement, by how fast runs like it went; None: unknown."""
 
 MOST_STARTS = 32
 """Starts of one plan; the next plan follows at once."""
@@ -68,19 +76,20 @@ def plan(
     now: float,
     coming: Iterable[Grant] = (),
     most: int = MOST_STARTS,
+    takes: Takes = lambda waiting, demand: None,
 ) -> Desk:
     """Who starts now. The rooms are changed: they have the starts in them afterwards.
 
     `coming` are the places of runs that are saving elsewhere in order to go there: only levels before theirs
-    may still take them.
+    may still take them. `takes` is asked only where it matters: whether a run ends before a node is needed.
     """
     queue.due(now)
-    desk = Desk(rooms, limits, now)
+    desk = Desk(rooms, limits, now, takes)
     expected = sorted(coming, key=lambda grant: grant.order, reverse=True)
     for key, level in queue.levels():
         while expected and expected[-1].order[:2] <= key:
             desk.keep(expected.pop())
-        for waiting in _in_turn(level, queue, desk):
+        for waiting in in_turn(level, queue, desk):
             start = desk.place(waiting)
             if start is None:
                 desk.block(waiting)
@@ -104,11 +113,22 @@ def _best_only(waiting: Waiting, now: float) -> bool:
     return waiting.shape.best and now < waiting.since + waiting.shape.wait
 
 
+_TRIES = 8
+"""Runs of one shape that are looked at where nodes are kept for another."""
+
+
 class Desk:
     """What a plan has decided so far."""
 
-    def __init__(self, rooms: Mapping[str, Room], limits: Limits, now: float) -> None:
+    def __init__(
+        self,
+        rooms: Mapping[str, Room],
+        limits: Limits,
+        now: float,
+        takes: Takes = lambda waiting, demand: None,
+    ) -> None:
         self.plan = Plan()
+        self.takes = takes
         self.limits = limits
         self.now = now
         self.rooms = rooms
@@ -118,6 +138,11 @@ class Desk:
         self._most_gpus: dict[str, int] = defaultdict(int)
         """Free on one node of a pool when the plan began."""
         self._blocked: set[tuple[int, bool]] = set()
+        self._refused: Counter[tuple[int, bool]] = Counter()
+        self._too_long = False
+        """Whether a node that is kept for another stood in the way of the run that was placed last."""
+        self._others: dict[tuple[int, bool], bool] = {}
+        """Whether nodes that it does not avoid could take runs of a shape."""
         self.full: set[str] = set()
         """Experiments at their limit."""
         self.usage = Usage(rooms.values())
@@ -144,12 +169,17 @@ class Desk:
         """Where it would start; None where nothing fits."""
         if self.limit_of_experiment(waiting.experiment):
             return None
+        self._too_long = False
+        options: list[tuple[Demand, list[Room]]] = []
         for demand in eligible(waiting, self.now):
             if self.limit_of_pool(demand.pool):
                 continue
             if demand.cpus > self._most_cpus[demand.pool] or demand.gpus > self._most_gpus[demand.pool]:
                 continue
-            rooms = self._allowed(waiting, demand)
+            options.append((demand, self._allowed(waiting, demand)))
+        avoided = {node for node, _ in waiting.shape.avoid}
+        elsewhere = [(d, [room for room in rooms if room.node.name not in avoided]) for d, rooms in options]
+        for demand, rooms in [*elsewhere, *options] if avoided else options:
             places = _one(rooms, demand) if demand.ranks == 1 else _gang(waiting, rooms, demand)
             if places:
                 return Start(waiting, demand, places, demand.pool in self.plan.reservations)
@@ -172,15 +202,48 @@ class Desk:
     def _allowed(self, waiting: Waiting, demand: Demand) -> list[Room]:
         """Nodes that one rank fits on and that are not kept for others."""
         rooms = [room for room in self.open[demand.pool] if room.fits(demand)]
-        return [room for room in rooms if self.may_use(waiting, demand, room)]
+        allowed = [room for room in rooms if self.may_use(waiting, demand, room)]
+        self._too_long = self._too_long or len(allowed) < len(rooms)
+        return allowed
 
     def may_use(self, waiting: Waiting, demand: Demand, room: Room) -> bool:
-        """Whether a room is not kept for another run, or this one does not touch what is kept."""
+        """Whether nothing but what is in use stands in the way of a run in a room: it does not keep away from
+        it, and the room is not kept for another run, or this one does not touch what is kept."""
+        if self.keeps_away(waiting, room):
+            return False
         reservation = self.plan.reservations.get(demand.pool)
         if reservation is None or reservation.waiting.run_id == waiting.run_id:
             return True
-        until = math.inf if waiting.lasts is None else self.now + waiting.lasts
-        return reservation.allows(room, demand, until)
+        if reservation.allows(room, demand, math.inf if waiting.lasts is None else self.now + waiting.lasts):
+            return True
+        estimated = self.takes(waiting, demand) if reservation.at[room.node.ray_id] < math.inf else None
+        return estimated is not None and reservation.allows(room, demand, self.now + estimated)
+
+    def waits_behind(self, waiting: Waiting, demand: Demand) -> str:
+        """Why a run waits although it fits, in words: so many like it did not. Or empty."""
+        reservation = self.plan.reservations.get(demand.pool)
+        if reservation is None or not self.hopeless(waiting):
+            return ""
+        return f"older runs like it do not end before {reservation.waiting.name} can start, which goes first"
+
+    def keeps_away(self, waiting: Waiting, room: Room) -> str:
+        """Why a run does not go to a node again, in words; empty where it may."""
+        end = dict(waiting.shape.avoid).get(room.node.name)
+        if end not in NODE_TOO_SMALL or not self._another_would_do(waiting):
+            return ""
+        return "its memory ran out there, and another node is large enough"
+
+    def _another_would_do(self, waiting: Waiting) -> bool:
+        """Whether some node on which its memory has not run out could take a run, once others have ended."""
+        key = self._key(waiting)
+        if key not in self._others:
+            small = {node for node, end in waiting.shape.avoid if end in NODE_TOO_SMALL}
+            self._others[key] = any(
+                room.node.name not in small and not room.node.closed and room.could_ever(demand)
+                for demand in eligible(waiting, self.now)
+                for room in self.pools.get(demand.pool, ())
+            )
+        return self._others[key]
 
     def keeps_for(self, waiting: Waiting, demand: Demand) -> bool:
         """Whether it is this run for which nodes of the pool are kept."""
@@ -211,122 +274,21 @@ class Desk:
             self.full.add(waiting.experiment)
             self.plan.blocked.append(waiting)
             return
-        self._blocked.add(self._key(waiting))
+        key = self._key(waiting)
+        self._refused[key] += 1
+        # One that is too long to go before another may have a shorter one of its shape behind it.
+        if not self._too_long or self._refused[key] >= _TRIES:
+            self._blocked.add(key)
+        if self._refused[key] > 1:
+            return
         self.plan.blocked.append(waiting)
         for demand in eligible(waiting, self.now):
             if demand.pool in self.plan.reservations or self.limit_of_pool(demand.pool):
                 continue
-            reservation = reserve(waiting, demand, self.pools.get(demand.pool, []), self.now)
+            rooms = [room for room in self.pools.get(demand.pool, []) if not self.keeps_away(waiting, room)]
+            reservation = reserve(waiting, demand, rooms, self.now)
             if reservation is not None:
                 self.plan.reservations[demand.pool] = reservation
-
-
-class Usage:
-    """Who holds how much: the larger of the parts of all CPUs and of all GPUs (dominant resource)."""
-
-    def __init__(self, rooms: Iterable[Room]) -> None:
-        self._cpus = self._gpus = 0.0
-        self.users: Counter[str] = Counter()
-        self.within: Counter[tuple[str, str]] = Counter()
-        self.pools: Counter[str] = Counter()
-        self.experiments: Counter[str] = Counter()
-        rooms = list(rooms)
-        for room in rooms:
-            self._cpus += room.node.cpus
-            self._gpus += room.node.gpus
-        seen: set[str] = set()
-        for room in rooms:
-            for grant in room.grants:
-                first = grant.run_id not in seen
-                seen.add(grant.run_id)
-                self.add(grant.user, grant.experiment, grant.demand, first=first)
-
-    def add(self, user: str, experiment: str, demand: Demand, *, first: bool, ranks: int = 1) -> None:
-        """Count ranks in; `first` ones count as an attempt, too."""
-        part = ranks * max(
-            demand.cpus / self._cpus if self._cpus else 0.0,
-            demand.gpus / self._gpus if self._gpus else 0.0,
-        )
-        self.users[user] += part  # type: ignore[assignment]  # a Counter of floats
-        self.within[user, experiment] += part  # type: ignore[assignment]
-        if first:
-            self.pools[demand.pool] += 1
-            self.experiments[experiment] += 1
-
-
-def _in_turn(level: Level, queue: Queue, desk: Desk) -> Iterator[Waiting]:
-    """The runs of a level, each when it is its turn. What was yielded before has started or is hopeless."""
-    users = [(desk.usage.users[user], bench.everything[0], user) for user, bench in level.items()]
-    heapq.heapify(users)
-    turns: dict[str, _Turns] = {}
-    while users:
-        used, first, user = heapq.heappop(users)
-        if used != desk.usage.users[user]:
-            heapq.heappush(users, (desk.usage.users[user], first, user))
-            continue
-        if user not in turns:
-            turns[user] = _Turns(user, level[user], queue, desk)
-        waiting = turns[user].next()
-        if waiting is not None:
-            yield waiting
-            heapq.heappush(users, (desk.usage.users[user], first, user))
-
-
-class _Turns:
-    """The runs of one user in turn: of the experiment that holds least, then the oldest."""
-
-    def __init__(self, user: str, bench: Bench, queue: Queue, desk: Desk) -> None:
-        self._user = user
-        self._queue = queue
-        self._desk = desk
-        self._shapes = bench.shapes
-        self._passed: dict[int, int] = {}
-        """How many of a line have had their turn."""
-        self._best: list[tuple[float, int, str, int, Shape]] = []
-        """For each shape (usage, number, experiment, id of the shape, shape); perhaps outdated."""
-        for shape in bench.shapes:
-            self._push(shape)
-
-    def next(self) -> Waiting | None:
-        """Whose turn it is; None where nobody is left who could start."""
-        while self._best:
-            used, _, experiment, _, shape = heapq.heappop(self._best)
-            if self._desk.usage.within[self._user, experiment] != used:
-                self._push(shape)
-                continue
-            line = self._shapes[shape][experiment]
-            index = self._passed.get(id(line), 0)
-            waiting = self._queue.get(line[index][1])
-            assert waiting is not None
-            if self._desk.hopeless(waiting):  # and so are the younger ones behind it
-                self._passed[id(line)] = len(line)
-                self._push(shape)
-                continue
-            self._passed[id(line)] = index + 1
-            self._push(shape)
-            return waiting
-        return None
-
-    def _push(self, shape: Shape) -> None:
-        """The best of a shape, unless nothing of it is left or can start."""
-        if self._desk.hopeless_shape(shape):
-            return
-        best: tuple[float, int, str, int, Shape] | None = None
-        for experiment, line in self._shapes[shape].items():
-            index = self._passed.get(id(line), 0)
-            if index >= len(line) or experiment in self._desk.full:
-                continue
-            key = (
-                self._desk.usage.within[self._user, experiment],
-                line[index][0],
-                experiment,
-                id(shape),
-                shape,
-            )
-            if best is None or key[:2] < best[:2]:
-                best = key
-        if best is not None:
-            heapq.heappush(self._best, best)
 
 
 def _one(rooms: Iterable[Room], demand: Demand) -> tuple[Place, ...]:

@@ -31,7 +31,7 @@ class Waiting:
     """Unix time; nothing starts before it."""
     held: bool = False
     lasts: float | None = None
-    """Seconds that it takes at most, or is expected to take; None where nothing is known."""
+    """Seconds that it takes at most; None where nothing limits it."""
 
     @property
     def level(self) -> tuple[int, int]:

@@ -45,6 +45,8 @@ class RunRecord:
     """Its user holds it back: nothing starts until it is released."""
     front: int = 0
     """Among runs of one priority a larger number goes first: `orch queue top` sets it."""
+    avoid: tuple[tuple[str, Reason], ...] = ()
+    """Nodes on which it had better not start again, and how it ended there."""
     started_at: datetime | None = None
     ended_at: datetime | None = None
 

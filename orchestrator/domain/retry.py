@@ -9,7 +9,6 @@ end, and one that crashes at the same place ends after `retries` tries.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from orchestrator.domain.records import AttemptRecord, RunRecord
@@ -25,7 +24,8 @@ UNORDERED_PAUSE_S = 5.0
 not become a tight circle."""
 
 _UNORDERED = frozenset({Reason.SHUTDOWN, Reason.ACTOR_LOST, Reason.FENCED})
-_NODE_TOO_SMALL = frozenset({Reason.HOST_MEMORY})
+NODE_TOO_SMALL = frozenset({Reason.HOST_MEMORY})
+"""Ends that would most likely be repeated on the same node."""
 _NODE_BROKEN = frozenset({Reason.NOT_STARTED, Reason.AGENT_LOST})
 
 
@@ -73,18 +73,19 @@ def backoff(run_id: str, number: int, used: int) -> float:
     return longest * (1 - JITTER + 2 * JITTER * spread)
 
 
-def avoided(attempts: Iterable[AttemptRecord]) -> dict[str, str]:
-    """Nodes on which a run had better not start again as long as another one would do, and why, in words.
+def avoided(run: RunRecord, attempt: AttemptRecord, reason: Reason) -> tuple[tuple[str, Reason], ...]:
+    """The nodes that a run avoids after an attempt that ended for `reason`, each with how it ended there.
 
-    `attempts` are the run's, oldest first. A node that was too small once is avoided for good, one that could
-    not start it or lost its agent in the last attempt only.
+    A node on which memory ran out is avoided for good, one that could not start it or lost its agent in the
+    last attempt only. Of a gang it is the node of the rank that ended so, else rank 0's. What avoiding means
+    is :mod:`orchestrator.domain.planner`'s to say.
     """
-    ended = [attempt for attempt in attempts if attempt.ended and attempt.reason is not None]
-    found = {a.node: "it ran out of memory there" for a in ended if a.reason in _NODE_TOO_SMALL}
-    if ended and ended[-1].reason in _NODE_BROKEN:
-        found.setdefault(ended[-1].node, f"its last attempt there failed: {_text(ended[-1])}")
-    return found
-
-
-def _text(attempt: AttemptRecord) -> str:
-    return CONSEQUENCES[attempt.reason].text if attempt.reason else ""
+    kept = {node: end for node, end in run.avoid if end in NODE_TOO_SMALL}
+    others = [(member.node, member.end.reason) for member in attempt.members if member.end]
+    blamed = [(node, end) for node, end in others if end in NODE_TOO_SMALL | _NODE_BROKEN]
+    for node, end in blamed or [(attempt.node, reason)]:
+        if end in NODE_TOO_SMALL:
+            kept[node] = end
+        elif end in _NODE_BROKEN:
+            kept.setdefault(node, end)
+    return tuple(sorted(kept.items()))

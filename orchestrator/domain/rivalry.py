@@ -152,6 +152,8 @@ def upgrades(
             start = desk.place(_as_waiting(one, demand))
             if start is None or start.backfill:
                 continue
+            if any(place.node == node for place in start.places for node, _ in one.shape.avoid):
+                continue
             if _pays(one, demand, speedup(one, demand), move_s):
                 desk.apply(start)
                 place = start.places[0]
@@ -169,7 +171,7 @@ def _position(shape: Shape, demand: Demand) -> int:
 
 def _as_waiting(one: Running, demand: Demand) -> Waiting:
     grant = one.grant
-    shape = Shape((demand,))
+    shape = Shape((demand,), avoid=one.shape.avoid)
     return Waiting(grant.run_id, grant.name, grant.order, grant.user, grant.experiment, shape, since=0.0)
 
 

@@ -30,6 +30,8 @@ class Grant:
     gpu_ids: tuple[int, ...] = ()
     ends: float | None = None
     """Unix time at which it is expected to end; None where nothing is known."""
+    estimated: bool = False
+    """Whether `ends` is told from how fast it goes; else it is the latest that its limits allow."""
     stopping: bool = False
     """Whether it has been ordered to save and go."""
     backfill: bool = False

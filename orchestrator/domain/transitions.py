@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from orchestrator.domain.limits import gpu_rate, seconds
 from orchestrator.domain.records import AttemptRecord, RunRecord
-from orchestrator.domain.retry import decide
+from orchestrator.domain.retry import avoided, decide
 from orchestrator.domain.states import CONSEQUENCES, EXECUTING, Reason, RunState, Then
 
 _FINAL_STATE = {Then.SUCCEED: RunState.SUCCEEDED, Then.FAIL: RunState.FAILED, Then.CANCEL: RunState.CANCELLED}
@@ -36,7 +36,10 @@ def after_attempt(
     if decision.gave_up and decision.retries_used:
         message = f"{message} (gave up after {decision.retries_used} retries)"
     run = charge(run, attempt, now, share)
-    run = replace(run, reason=reason, message=message, stop=None, retries_used=decision.retries_used)
+    avoid = avoided(run, attempt, reason)
+    run = replace(
+        run, reason=reason, message=message, stop=None, retries_used=decision.retries_used, avoid=avoid
+    )
     if decision.then in _FINAL_STATE:
         return _finish(run, _FINAL_STATE[decision.then], now)
     not_before = now + timedelta(seconds=decision.pause_s) if decision.pause_s else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -23,6 +24,8 @@ class NodeVerdict:
     """Empty where it fits now."""
     until: datetime | None = None
     """When that is expected to end, where it is known."""
+    estimated: bool = False
+    """Whether `until` is told from how fast runs go; else it is the latest that limits allow."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,9 @@ def _variant(waiting: Waiting, demand: Demand, desk: Desk) -> VariantVerdict:
     if limited:
         return VariantVerdict(demand.index, demand.pool, None, limited, nodes)
     free = [node for node in nodes if not node.why]
+    behind = desk.waits_behind(waiting, demand)
+    if free and behind:
+        return VariantVerdict(demand.index, demand.pool, None, behind, nodes)
     if len(free) >= 1 and demand.ranks == 1:
         return VariantVerdict(demand.index, demand.pool, free[0].node, f"fits on {free[0].node} now", nodes)
     start = desk.place(waiting) if demand.ranks > 1 else None
@@ -109,28 +115,54 @@ def _variant(waiting: Waiting, demand: Demand, desk: Desk) -> VariantVerdict:
 
 
 def _told(node: NodeVerdict) -> str:
-    until = f" until about {_clock(node.until.timestamp())}" if node.until else ""
+    until = ""
+    if node.until is not None:
+        at = _clock(node.until.timestamp())
+        until = f" until about {at} (estimate)" if node.estimated else f" until {at} at the latest"
     return f"{node.node}: {node.why or 'has room for one rank'}{until}"
 
 
 def _node(waiting: Waiting, demand: Demand, room: Room, desk: Desk) -> NodeVerdict:
     lacks = room.lacks(demand)
-    if lacks:
-        return NodeVerdict(room.node.name, lacks, _until(demand, room))
+    away = "" if room.node.closed else desk.keeps_away(waiting, room)
+    if lacks or away:
+        until, estimated = (None, False) if away else _until(demand, room)
+        return NodeVerdict(room.node.name, away or lacks, until, estimated)
     if not desk.may_use(waiting, demand, room):
-        first = desk.plan.reservations[demand.pool].waiting.name
-        return NodeVerdict(room.node.name, f"kept for {first}, which goes first")
+        reservation = desk.plan.reservations[demand.pool]
+        at = reservation.at[room.node.ray_id]
+        starts = datetime.fromtimestamp(at, UTC) if at < math.inf else None
+        why = f"kept for {reservation.waiting.name}, which goes first{_length(waiting, demand, desk)}"
+        return NodeVerdict(room.node.name, why, starts, estimated=True)
     return NodeVerdict(room.node.name, "")
 
 
-def _until(demand: Demand, room: Room) -> datetime | None:
-    """When enough of what is in the way is expected to have ended, where that is known."""
+def _length(waiting: Waiting, demand: Demand, desk: Desk) -> str:
+    """How long the run takes, where that is known: perhaps it is too long to go before."""
+    estimated = desk.takes(waiting, demand)
+    if estimated is not None and (waiting.lasts is None or estimated < waiting.lasts):
+        return f"; this one takes about {_duration(estimated)} (estimate)"
+    return f"; this one may take {_duration(waiting.lasts)}" if waiting.lasts is not None else ""
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _until(demand: Demand, room: Room) -> tuple[datetime | None, bool]:
+    """When enough of what is in the way is expected to have ended, where that is known, and whether that is
+    an estimate."""
     if room.node.closed:
-        return None
+        return None, False
     known = sorted((one for one in room.grants if one.ends is not None), key=lambda one: one.ends or 0.0)
     needed = must_end(room, demand, known)
-    ends = [one.ends for one in needed or () if one.ends is not None]
-    return datetime.fromtimestamp(max(ends), UTC) if ends else None
+    last = max(needed or (), key=lambda one: one.ends or 0.0, default=None)
+    if last is None or last.ends is None:
+        return None, False
+    return datetime.fromtimestamp(last.ends, UTC), any(one.estimated for one in needed or ())
 
 
 def _clock(at: float) -> str:

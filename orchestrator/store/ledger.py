@@ -293,6 +293,7 @@ def _run_values(run: RunRecord) -> dict[str, Any]:
         "name": run.spec.name,
         "experiment": run.spec.experiment,
         "spec": run.spec.model_dump(mode="json"),
+        "avoid": [list(one) for one in run.avoid],
         "not_before": _text(run.not_before),
         "created_at": _text(run.created_at),
         "started_at": _text(run.started_at),
@@ -303,6 +304,7 @@ def _run_values(run: RunRecord) -> dict[str, Any]:
 def _run(row: RowMapping) -> RunRecord:
     values = {key: row[key] for key in row if key not in ("name", "experiment")}
     values["spec"] = RunSpec.model_validate(values["spec"])
+    values["avoid"] = tuple((node, Reason(end)) for node, end in values["avoid"])
     values["state"] = RunState(values["state"])
     for key in ("reason", "stop"):
         values[key] = Reason(values[key]) if values[key] else None

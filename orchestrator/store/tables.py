@@ -34,6 +34,7 @@ runs = Table(
     Column("gpu_seconds_used", Float, nullable=False, server_default="0"),
     Column("held", Boolean, nullable=False, server_default="0"),
     Column("front", Integer, nullable=False, server_default="0"),
+    Column("avoid", JSON, nullable=False, server_default="[]"),
     Column("created_at", String(40), nullable=False),
     Column("started_at", String(40)),
     Column("ended_at", String(40)),

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import os
+import time
 from pathlib import Path
 
-import psutil
+import pytest
 
+from tests.nodes import asleep
 from tests.stack import Stack, tiny_gpt
 from tests.support import wait_until
 
-
-def family(stack: Stack, name: str) -> list[psutil.Process]:
-    """Every process of a node: Ray, agents, programs."""
-    home, found = str(stack.home / "nodes" / name), set[psutil.Process]()
-    for process in psutil.process_iter(["pid"]):
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get("ORCH_NODE_HOME") == home:
-                found |= {process, *process.children(recursive=True)}
-    assert found
-    return list(found)
-
-
-@contextmanager
-def asleep(stack: Stack, name: str) -> Iterator[None]:
-    """The node sleeps within the block."""
-    stopped: dict[int, psutil.Process] = {}
-    try:
-        for _ in range(2):  # what was started while the first round went on is found by the second
-            for process in family(stack, name):
-                with suppress(psutil.NoSuchProcess):
-                    process.send_signal(signal.SIGSTOP)
-                    stopped[process.pid] = process
-        yield
-    finally:
-        for process in stopped.values():
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGCONT)
+LONG = pytest.mark.skipif("ORCH_SOAK" not in os.environ, reason="sleeps for as long as it says: make soak")
 
 
 def assert_one_of_each(stack: Stack, run_id: str, steps: int) -> None:
@@ -54,14 +28,18 @@ def kinds(stack: Stack, run_id: str) -> list[str]:
     return [event["kind"] for event in stack.show(run_id)["events"]]
 
 
-def test_a_node_that_sleeps_for_a_short_time_goes_on(stack: Stack, text: Path) -> None:
-    steps = 1200
-    run_id = stack.submit(tiny_gpt("dozes", text, steps, migrate="never", away=300))
+@pytest.mark.parametrize("seconds", [8, pytest.param(90, marks=LONG)])
+def test_a_node_that_sleeps_for_less_than_its_grace_goes_on(stack: Stack, text: Path, seconds: int) -> None:
+    """Within 8 s the run is seen to be unreachable; within 90 s Ray declares the node dead, too."""
+    steps = 600
+    run_id = stack.submit(tiny_gpt("dozes", text, steps, migrate="never", away=300, retries=0))
     stack.wait_step(run_id, 100)
     with asleep(stack, "laptop"):
-        reached = stack.show(run_id)["run"]["step"]
+        reached, until = stack.show(run_id)["run"]["step"], time.monotonic() + seconds
         detail = stack.wait_state(run_id, "unreachable", timeout=60)
         assert "laptop cannot be reached" in detail["run"]["message"]
+        time.sleep(max(0.0, until - time.monotonic()))  # the sleep itself
+        assert node_state(stack, "laptop") == ("ready" if seconds < 30 else "lost")
     stack.wait_state(run_id, "running", timeout=60)
     detail = stack.wait_state(run_id, "succeeded", timeout=240)
     (attempt,) = detail["attempts"]

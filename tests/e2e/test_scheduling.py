@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.nodes import kill
 from tests.stack import Stack, running_stack, tiny_gpt
 from tests.support import wait_until
 
@@ -24,7 +25,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     assert running.leftovers() == []
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nothing_left(stack: Stack) -> Iterator[None]:
     """The next test finds the nodes free."""
     yield
@@ -34,68 +35,30 @@ def nothing_left(stack: Stack) -> Iterator[None]:
     wait_until(lambda: not any(node["runs"] for node in stack.get("/v1/nodes")), 60, stack.evidence)
 
 
-def command(name: str, seconds: float, pool: str, **values: Any) -> dict[str, Any]:
-    """A spec that only takes time."""
-    argv = ["{python}", "-c", f"import time; time.sleep({seconds})"]
+def command(name: str, pool: str, until: Path | None = None, **values: Any) -> dict[str, Any]:
+    """A spec that does nothing, until this file is there."""
+    code = f"import os, time\nwhile not os.path.exists({str(until)!r}): time.sleep(0.05)" if until else "pass"
+    argv = ["{python}", "-c", code]
     placement = [{"pool": pool, "cpus": 1}]
     return {"name": name, "command": {"argv": argv}, "placement": placement, **values}
 
 
-def gpt(name: str, text: Path, *pools: str, **values: Any) -> dict[str, Any]:
-    """A run of the trainer that may execute in these pools, best first."""
-    placement = [{"pool": pool, "cpus": 1} for pool in pools]
-    return tiny_gpt(name, text, FOREVER, placement=placement, checkpoint={"every_steps": 500}, **values)
-
-
-def test_a_run_moves_up_when_the_better_node_is_free(stack: Stack, text: Path) -> None:
-    blocking = stack.submit(command("blocking", 25, "gpu"))
-    stack.wait_state(blocking, "running")
-    run_id = stack.submit(gpt("moves-up", text, "gpu", "laptop"))
-    stack.wait_step(run_id, 50)
-    assert stack.show(run_id)["run"]["node"] == "laptop"
-    stack.wait_state(blocking, "succeeded", timeout=60)
-    wait_until(lambda: stack.show(run_id)["run"]["node"] == "gpu", 60, stack.evidence)
-    first, second = stack.show(run_id)["attempts"]
-    reached = stack.wait_step(run_id, first["last_step"] + 50)
-    second = stack.show(run_id)["attempts"][1]
-    assert first["reason"] == "upgraded"
-    assert second["first_step"] == first["last_step"], "no step is lost"
-    assert reached > first["last_step"]
-    steps = [point["step"] for point in stack.get(f"/v1/runs/{run_id}/points", key="train/loss")]
-    assert steps == sorted(set(steps))
-    assert stack.json("why", run_id)["variants"] == []
-
-
-def test_a_higher_priority_takes_the_place_and_gives_it_back(stack: Stack, text: Path) -> None:
-    low = stack.submit(gpt("low", text, "laptop"))
-    stack.wait_step(low, 50)
-    high = stack.submit(command("high", 4, "laptop", priority=5))
-    stack.wait_state(high, "running", timeout=60)
-    detail = stack.wait_state(low, "queued")
-    assert detail["attempts"][0]["reason"] == "preempted"
-    why = stack.json("why", low)
-    assert "in use by high" in why["variants"][0]["nodes"][0]["why"]
-    assert "in use by high" in stack.orch("why", low)
-    stack.wait_state(high, "succeeded")
-    stack.wait_state(low, "running")
-    first = stack.show(low)["attempts"][0]
-    stack.wait_step(low, first["last_step"] + 20)
-    second = stack.show(low)["attempts"][1]
-    assert second["first_step"] == first["last_step"], "no step is lost"
-    assert second["node"] == "laptop"
-    events = [event["text"] for event in stack.show(low)["events"]]
-    assert any("makes room for high" in text for text in events)
-
-
-def test_equals_wait_in_order_and_can_be_held_and_put_first(stack: Stack) -> None:
-    running = stack.submit(command("running", 8, "laptop"))
-    stack.wait_state(running, "running")
-    ids = [stack.submit(command(f"waits-{number}", 0.1, "laptop")) for number in range(3)]
+@pytest.mark.usefixtures("nothing_left")
+def test_equals_wait_in_order_and_can_be_held_and_put_first(stack: Stack, tmp_path: Path) -> None:
+    running = stack.submit(command("running", "laptop", tmp_path / "end"))
+    ids = [stack.submit(command(f"waits-{number}", "laptop")) for number in range(3)]
     assert [run["id"] for run in stack.json("queue")] == ids
     stack.orch("queue", "hold", ids[0])
     stack.orch("queue", "top", ids[2])
     assert "held back by its user" in stack.orch("why", ids[0])
-    for run_id in ids[1:]:
+    stack.orch("limit", "pool", "gpu", "0")
+    limited = stack.submit(command("limited", "gpu"))
+    assert "pool gpu is at its limit of 0" in stack.orch("why", limited)
+    assert "pool gpu is at its limit of 0" in stack.orch("ls")
+    assert "no limits" in stack.orch("limit", "pool", "gpu", "none")
+    assert stack.show(running)["run"]["state"] == "running"
+    (tmp_path / "end").touch()
+    for run_id in (*ids[1:], limited):
         stack.wait_state(run_id, "succeeded")
     assert stack.show(ids[0])["run"]["state"] == "queued"
     stack.orch("queue", "release", ids[0])
@@ -104,13 +67,59 @@ def test_equals_wait_in_order_and_can_be_held_and_put_first(stack: Stack) -> Non
     assert begun[ids[2]] < begun[ids[1]] < begun[ids[0]]
 
 
-def test_limits(stack: Stack) -> None:
-    stack.orch("limit", "pool", "laptop", "0")
-    try:
-        run_id = stack.submit(command("limited", 0.1, "laptop"))
-        assert "pool laptop is at its limit of 0" in stack.orch("why", run_id)
-        assert "pool laptop is at its limit of 0" in stack.orch("ls")
-    finally:
-        stack.orch("limit", "pool", "laptop", "none")
-    assert "no limits" in stack.orch("limit")
-    stack.wait_state(run_id, "succeeded")
+def test_a_run_moves_up_makes_room_comes_back_and_outlives_its_node(
+    stack: Stack, text: Path, tmp_path: Path
+) -> None:
+    """The last test here: what a killed node had granted is given back two minutes after it has returned."""
+    blocking = stack.submit(command("blocking", "gpu", tmp_path / "blocked"))
+    stack.wait_state(blocking, "running")
+    placement = [{"pool": "gpu", "cpus": 1}, {"pool": "laptop", "cpus": 1}]
+    policy = {"every_steps": 200, "keep_last": 50}
+    run_id = stack.submit(
+        tiny_gpt("travels", text, FOREVER, placement=placement, checkpoint=policy, retries=0)
+    )
+    stack.wait_step(run_id, 50)
+    (tmp_path / "blocked").touch()
+    _sees_it_move_up(stack, run_id)
+    _sees_it_make_room_and_come_back(stack, run_id, tmp_path / "done")
+    kill(stack, "gpu")
+    reached = stack.wait_step(run_id, (stack.show(run_id)["run"]["step"] or 0) + 300)
+    killed, last = stack.show(run_id)["attempts"][2:]
+    assert (killed["node"], killed["reason"], last["node"]) == ("gpu", "away", "laptop")
+    committed = {point["step"]: point["attempt"] for point in stack.json("checkpoints", run_id)}
+    assert last["first_step"] == max(step for step, attempt in committed.items() if attempt <= 3)
+    assert killed["last_step"] - last["first_step"] <= 400, "no more is lost than since the last commit"
+    points = [point["step"] for point in stack.get(f"/v1/runs/{run_id}/points", key="train/loss")]
+    assert points[: reached // 5] == list(range(0, reached // 5 * 5, 5)), "each step once, whoever made it"
+    stack.orch("cancel", run_id)
+
+
+def _sees_it_move_up(stack: Stack, run_id: str) -> None:
+    assert stack.show(run_id)["run"]["node"] == "laptop"
+    wait_until(lambda: stack.show(run_id)["run"]["node"] == "gpu", 60, stack.evidence)
+    first, _ = stack.show(run_id)["attempts"]
+    stack.wait_step(run_id, first["last_step"] + 50)
+    first, second = stack.show(run_id)["attempts"]
+    assert (first["node"], first["reason"], second["node"]) == ("laptop", "upgraded", "gpu")
+    assert second["first_step"] == first["last_step"], "no step is lost"
+    assert stack.json("why", run_id)["variants"] == []
+
+
+def _sees_it_make_room_and_come_back(stack: Stack, run_id: str, done: Path) -> None:
+    stack.orch("limit", "pool", "laptop", "0")  # else it would go on there
+    high = stack.submit(command("high", "gpu", done, priority=5))
+    stack.wait_state(high, "running", timeout=60)
+    detail = stack.wait_state(run_id, "queued")
+    assert detail["attempts"][1]["reason"] == "preempted"
+    assert "in use by high" in stack.json("why", run_id)["variants"][0]["nodes"][0]["why"]
+    assert "in use by high" in stack.orch("why", run_id)
+    done.touch()
+    stack.wait_state(high, "succeeded")
+    stack.wait_state(run_id, "running")
+    second = stack.show(run_id)["attempts"][1]
+    stack.wait_step(run_id, second["last_step"] + 250)
+    third = stack.show(run_id)["attempts"][2]
+    assert (third["node"], third["first_step"]) == ("gpu", second["last_step"]), "no step is lost"
+    events = [event["text"] for event in stack.show(run_id)["events"]]
+    assert any("makes room for high" in text for text in events)
+    stack.orch("limit", "pool", "laptop", "none")

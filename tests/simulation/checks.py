@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from orchestrator.domain.demand import shape_of
 from orchestrator.domain.liveness import Facts
 from orchestrator.domain.planner import Desk, Start, eligible
 from orchestrator.domain.queue import Waiting
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.rivalry import Eviction
-from orchestrator.domain.room import CONTEXT_BYTES, Grant
+from orchestrator.domain.room import CONTEXT_BYTES, Grant, Room
 from orchestrator.domain.states import Reason, RunState
 from orchestrator.domain.why import explain
 from tests.simulation.world import GIB, Agent, World, demand_at, held_by
@@ -54,10 +55,33 @@ def _start(world: World, about: tuple[RunRecord, AttemptRecord]) -> None:
         promise(
             machine is not None and not machine.info().closed, "rule 8", f"{run.id} starts where it may not"
         )
+    _keeps_away(world, run, attempt)
     promise(1 + len(attempt.members) == attempt.variant.ranks, "rule 8", f"a part of {run.id} starts")
     waited = world.instant - run.created_at
     if run.spec.start == "best" and run.pin_pool is None and waited.total_seconds() < run.spec.wait:
         promise(attempt.variant_index == 0, "rule 8", f"{run.id} did not wait for the best placement")
+
+
+def _keeps_away(world: World, run: RunRecord, attempt: AttemptRecord) -> None:
+    """Where its memory ran out a run starts only if nothing else would do."""
+    small = {one.node for one in world.of_run(run.id) if one.reason == Reason.HOST_MEMORY}
+    nodes = {attempt.node, *(member.node for member in attempt.members)}
+    if not nodes & small:
+        return
+    allowed = shape_of(run.spec, run.pin_pool).demands
+    waited = (world.instant - run.created_at).total_seconds()
+    if run.spec.start == "best" and waited < run.spec.wait:
+        allowed = allowed[:1]
+    for machine in world.machines.values():
+        room = Room.of(machine.info())
+        would_do = not room.node.closed and any(
+            room.node.pool == demand.pool and room.fits(demand) for demand in allowed
+        )
+        promise(
+            machine.name in small or not would_do,
+            "rule 11",
+            f"{run.id} starts on {nodes} again and {machine.name} would do",
+        )
 
 
 def _plan(world: World, about: tuple[Desk, list[Grant]]) -> None:
@@ -94,6 +118,8 @@ def _could_have(other: Waiting, start: Start, desk: Desk) -> bool:
             continue
         for place in start.places:
             room = desk.rooms[place.ray_id]
+            if desk.keeps_away(other, room):
+                continue
             mine = [grant for grant in room.grants if grant.run_id == start.waiting.run_id]
             if room.without(mine).fits(demand):
                 return True
@@ -113,12 +139,14 @@ def _evictions(world: World, about: tuple[Desk, list[Eviction], list[Grant]]) ->
     first = desk.plan.blocked[0]
     if any(one.goes_first.run_id == first.run_id for one in out) or not _may_start(first, desk):
         return
-    stopping = {grant.run_id for grant in grants if grant.stopping}
     for demand in eligible(first, desk.now):
         if demand.ranks > 1 or desk.limit_of_pool(demand.pool):
             continue
         for room in desk.pools.get(demand.pool, []):
-            if room.node.closed or any(grant.run_id == first.run_id for grant in room.grants):
+            if room.node.closed or desk.keeps_away(first, room):
+                continue
+            before = [one for one in grants if room.node.ray_id == one.ray_id or room.node.name == one.node]
+            if any(grant.run_id == first.run_id for grant in before):  # an attempt that it has left
                 continue
             yields = [
                 grant
@@ -126,7 +154,7 @@ def _evictions(world: World, about: tuple[Desk, list[Eviction], list[Grant]]) ->
                 if grant.priority < -first.order[0]
                 or (grant.backfill and grant.order > first.order and desk.keeps_for(first, demand))
             ]
-            if room.without(yields).fits(demand) and not any(one.run_id in stopping for one in room.grants):
+            if room.without(yields).fits(demand) and not any(one.stopping for one in before):
                 here = any(
                     grant.run_id == first.run_id for other in desk.rooms.values() for grant in other.grants
                 )

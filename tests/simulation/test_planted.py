@@ -16,6 +16,7 @@ from orchestrator.domain.queue import Queue
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.room import Grant, Room
 from orchestrator.domain.states import CONSEQUENCES, Reason, RunState, Then
+from orchestrator.domain.transitions import after_attempt
 from tests.simulation import world as simulated
 from tests.simulation.checks import BrokenPromiseError, check, promise
 from tests.simulation.world import World
@@ -160,6 +161,10 @@ def what_comes_back_counts_nowhere(patch: Patch) -> None:
     patch.setattr(simulated, "running_of", lambda *a, **b: replace(running_of(*a, **b), node=""))
 
 
+def memory_that_ran_out_is_forgotten(patch: Patch) -> None:
+    patch.setattr(simulated, "after_attempt", lambda *a, **b: replace(after_attempt(*a, **b), avoid=()))
+
+
 def limits_are_ignored_by_evictions(patch: Patch) -> None:
     """Victims that make room for nobody: the run that goes first may not start."""
     patch.setattr(planner.Desk, "may_use", lambda desk, waiting, demand, room: True)
@@ -193,6 +198,7 @@ PLANTED = [
     the_unreachable_are_dead,
     nobody_waits_for_sleepers,
     what_comes_back_counts_nowhere,
+    memory_that_ran_out_is_forgotten,
     limits_are_ignored_by_evictions,
 ]
 

@@ -20,7 +20,7 @@ from orchestrator.domain.demand import Demand, demand_of, shape_of
 from orchestrator.domain.fleet import GpuState, NodeInfo, NodeReport
 from orchestrator.domain.liveness import Facts, Lost, Silent, may_leave, verdict
 from orchestrator.domain.planner import Desk, Limits, plan
-from orchestrator.domain.queue import Queue
+from orchestrator.domain.queue import Queue, Waiting
 from orchestrator.domain.records import AttemptRecord, Member, RunRecord
 from orchestrator.domain.rivalry import Eviction, evictions, upgrades
 from orchestrator.domain.room import Grant, Room, rooms_of
@@ -31,7 +31,10 @@ from orchestrator.spec.models import CommandProgram, RunSpec, Variant
 GIB = 2**30
 BEGIN = datetime(2026, 3, 1, 20, 0, tzinfo=UTC)
 POOLS = ("laptop", "gpu", "lab")
-_FAILURES = (Reason.PROGRAM_FAILED, Reason.PROGRAM_KILLED, Reason.USER_ERROR, Reason.AGENT_LOST)
+_FAILURES = (
+    *(Reason.PROGRAM_FAILED, Reason.PROGRAM_KILLED, Reason.USER_ERROR, Reason.AGENT_LOST),
+    *(Reason.HOST_MEMORY, Reason.HOST_MEMORY),
+)
 
 
 @dataclass
@@ -202,6 +205,11 @@ class World:
         """Attempts that have not ended."""
         return list(self._open_attempts.values())
 
+    def of_run(self, run_id: str) -> list[AttemptRecord]:
+        """All attempts of a run."""
+        newest = self.runs[run_id].attempt
+        return [self.attempts[run_id, number] for number in range(1, newest + 1)]
+
     def grants(self) -> list[Grant]:
         """What they hold, one for each rank."""
         found = []
@@ -217,10 +225,20 @@ class World:
         run, key = self.runs[attempt.run_id], (attempt.run_id, attempt.number)
         made = self._grants.get(key)
         if made is None or made[0] is not run or made[1] is not attempt:
-            begun = attempt.created_at.timestamp()
-            grant = running_of(run, attempt, remaining=None, saved=begun, now=self.instant.timestamp())
+            begun, left = attempt.created_at.timestamp(), self._guess(run.id, attempt.variant)
+            grant = running_of(run, attempt, remaining=left, saved=begun, now=self.instant.timestamp())
             made = self._grants[key] = (run, attempt, grant)
         return made[2]
+
+    def _takes(self, waiting: Waiting, demand: Demand) -> float | None:
+        run = self.runs[waiting.run_id]
+        return self._guess(run.id, run.spec.placement[demand.index])
+
+    def _guess(self, run_id: str, variant: Variant) -> float | None:
+        """An estimate of how long a run takes there: wrong by up to a factor of four, or none at all."""
+        chance = random.Random(run_id)
+        wrong = chance.choice((None, chance.uniform(0.25, 4)))
+        return None if wrong is None else wrong * self.work[run_id] / speed(variant)
 
     # ---- what the controller does
 
@@ -232,7 +250,8 @@ class World:
         saving = {attempt.run_id for attempt in self.open_attempts()}
         self.coming = {run_id: grant for run_id, grant in self.coming.items() if run_id in saving}
         grants = self.grants()
-        desk = plan(self.queue, rooms_of(nodes, grants), self.limits, now, self.coming.values())
+        rooms = rooms_of(nodes, grants)
+        desk = plan(self.queue, rooms, self.limits, now, self.coming.values(), takes=self._takes)
         self.check(self, "plan", (desk, grants))
         out = [] if desk.plan.more else evictions(desk)
         self.check(self, "evictions", (desk, out, grants))
@@ -389,9 +408,8 @@ class World:
             return None
         self.fences[run.id] = attempt.number
         fails = self.random.choice(_FAILURES) if self.random.random() < 0.12 and not self.quiet else None
-        speed = 5.0 if attempt.variant.gpus else 1.0
         left = self.work[run.id]
-        agent = Agent(run.id, attempt.number, machine, machine.boots, left, speed, fails)
+        agent = Agent(run.id, attempt.number, machine, machine.boots, left, speed(attempt.variant), fails)
         self.agents = {key: one for key, one in self.agents.items() if not one.told}
         self.agents[run.id, attempt.number] = agent
         self.save_attempt(
@@ -692,6 +710,11 @@ class World:
         self.look()
         if self.unfinished():
             self.after(10.0, self._every_now_and_then)
+
+
+def speed(variant: Variant) -> float:
+    """How fast work is done there."""
+    return 5.0 if variant.gpus else 1.0
 
 
 def _possible(demand: Demand, rooms: list[Room]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -25,12 +26,13 @@ def gpu(index: int, foreign_gib: float = 0) -> GpuView:
     [
         ({}, "ready"),
         ({"state": "lost"}, "lost"),
-        ({"state": "away", "draining": True}, "away"),
+        ({"state": "lost", "draining": True}, "lost"),
         ({"draining": True}, "draining"),
         ({"draining": True, "drained": True}, "drained"),
         ({"draining": True, "busy": "cs2 is running"}, "draining"),
         ({"excluded": "3 runs failed there"}, "excluded"),
         ({"busy": "cs2 is running"}, "in use"),
+        ({"away_since": datetime.now(UTC), "silent_s": 99}, "away"),
     ],
 )
 def test_a_word_for_every_state(values: dict[str, Any], word: str, fake: FakeController, orch: Orch) -> None:
@@ -40,7 +42,9 @@ def test_a_word_for_every_state(values: dict[str, Any], word: str, fake: FakeCon
     assert line.split()[2] == word.split()[0]
     assert str(values.get("busy", "")) in line
     assert str(values.get("excluded", "")) in line
-    assert ("it is being drained" in line) is (word == "away")
+    assert ("it is being drained" in line) is (word == "lost" and "draining" in values)
+    assert ("nothing is heard of it since" in line) is (word == "away")
+    assert "not heard of" not in line
 
 
 def test_gpus_show_their_memory_and_what_others_have_of_it(fake: FakeController, orch: Orch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from orchestrator.domain.records import RunRecord
 from orchestrator.domain.rivalry import Eviction
 from orchestrator.domain.states import Reason, RunState
 from orchestrator.messages import Outcome, SubmitRequest
+from orchestrator.spec.models import Variant
 from tests.unit.records import node, spec
 
 FLEET = Fleet((node("laptop", cpus=1),), connected=True)
@@ -95,3 +97,23 @@ def test_limits_hold_at_once_and_after_a_restart(controller: Controller) -> None
     assert again.limits().pools == {"laptop": 0}
     controller.scheduling.set_limit("pool", "laptop", None)
     assert len(controller.scheduling.round(FLEET)[0]) == 1
+
+
+def test_where_its_memory_ran_out_it_does_not_go_again_also_after_a_restart(controller: Controller) -> None:
+    small, large = node("a", pool="laptop", cpus=1), node("b", pool="laptop", cpus=2)
+    hungry, both = submit(controller, "hungry", retries=2), Fleet((small, large), connected=True)
+    ((_, attempt),) = controller.scheduling.round(Fleet((small,), connected=True))[0]
+    assert attempt.node == "a"
+    blocking = spec("blocking", placement=[Variant(pool="laptop", cpus=2)])
+    other = controller.service.submit(SubmitRequest(spec=blocking, key="blocking")).run_id
+    assert len(controller.scheduling.round(both)[0]) == 1
+    controller.outcomes.end(hungry, 1, Outcome(reason=Reason.HOST_MEMORY))
+    with controller.ledger.begin() as ledger:
+        ledger.save_run(replace(ledger.run(hungry), not_before=None))
+    assert controller.scheduling.round(both)[0] == []
+    verdict = controller.scheduling.why(hungry, both)
+    assert verdict is not None
+    assert "a: its memory ran out there, and another node is large enough" in verdict.why
+    controller.outcomes.end(other, 1, Outcome(reason=Reason.COMPLETED))
+    again = Controller(controller.config, controller.gateway)
+    assert [(run.id, where.node) for run, where in again.scheduling.round(both)[0]] == [(hungry, "b")]

@@ -15,7 +15,7 @@ from orchestrator.domain.liveness import FORGOTTEN_S, LEAVE_S, RETURNED_S
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.messages import Beat, BeatReply, CheckpointNote, Order, Outcome, SubmitRequest
-from orchestrator.spec.models import RunSpec
+from orchestrator.spec.models import RunSpec, Variant
 from tests.support import wait_until
 from tests.unit.control.conftest import PaperGateway, build
 from tests.unit.records import node, spec
@@ -119,6 +119,22 @@ def test_a_sleeping_machine_costs_nothing_and_its_run_goes_on(it: Setting) -> No
     assert it.events(run_id).count("unreachable") == it.events(run_id).count("back") == 1
     it.end(run_id, 1, Reason.COMPLETED)
     assert it.run(run_id).state == RunState.SUCCEEDED
+
+
+def test_a_node_of_which_nothing_is_heard_is_away_and_gets_nothing_new(it: Setting) -> None:
+    run_id = it.submit(migrate="never", placement=[Variant(pool="laptop")])
+    it.beat(run_id)
+    since = it.clock.now()
+    it.pass_(9)
+    it.pass_(5)
+    _, laptop = it.controller.machines.nodes()
+    assert (laptop.state, laptop.excluded, laptop.away_since) == ("ready", "", since)
+    assert laptop.closed == "laptop cannot be reached"
+    it.beat(run_id)
+    it.pass_()
+    it.pass_()
+    _, laptop = it.controller.machines.nodes()
+    assert (laptop.away_since, laptop.closed) == (None, "")
 
 
 def test_it_goes_on_elsewhere_at_once_where_there_is_room(it: Setting) -> None:
@@ -368,10 +384,8 @@ def test_how_long_it_takes_is_known_from_runs_like_it(it: Setting) -> None:
         it.clock.at += 50
         it.beat(first, step=step)
     assert service.detail(first).run.eta_s == pytest.approx(400)
-    with it.controller.ledger.read() as ledger:
-        run, attempt = ledger.run(first), ledger.attempt(first, 1)
-    ends = it.controller.estimates.expected_end(run, attempt)
-    assert ends == it.clock.now() + timedelta(seconds=400)
+    (grant,) = it.controller.board.grants()
+    assert (grant.ends, grant.estimated) == (pytest.approx(it.clock.now().timestamp() + 400), True)
     it.end(first, 1, Reason.CANCELLED)
     it.fleet = []
     it.pass_()
@@ -379,6 +393,16 @@ def test_how_long_it_takes_is_known_from_runs_like_it(it: Setting) -> None:
     second = service.submit(SubmitRequest(spec=other, key="2")).run_id
     it.pass_()
     assert service.detail(second).run.eta_s == pytest.approx(250)
+    waiting = it.controller.board.queue.get(second)
+    assert it.controller.scheduling._takes(waiting, waiting.shape.demands[0]) == pytest.approx(250)
+    assert it.controller.scheduling._takes(waiting, waiting.shape.demands[1]) is None, "no such device yet"
     # The next controller has learned it from the ledger.
     again = build(it.controller.config.home.root, it.gateway, it.clock)
     assert again.service.detail(second).run.eta_s == pytest.approx(250)
+    # An attempt that has not shown yet how fast it goes is expected to go as others did.
+    it.fleet = [node("laptop")]
+    it.pass_()
+    it.launched(second, 1)
+    it.beat(second, device="cpu", device_name="Old CPU", first_step=0, step=0)
+    (grant,) = it.controller.board.grants()
+    assert (grant.ends, grant.estimated) == (pytest.approx(it.clock.now().timestamp() + 250), True)

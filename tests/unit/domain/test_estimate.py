@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.domain.estimate import Paces, Progress, expected_end, measured, shape
+from orchestrator.domain.estimate import Paces, measured, shape
 from orchestrator.spec.models import CommandProgram, RunSpec, Variant
-from tests.unit.records import NOW, attempt, run, spec
+from tests.unit.records import NOW, attempt
 from trainer.config import TrainerConfig
 
 CPU, GPU = Variant(pool="laptop"), Variant(pool="gpu", gpus=1, trainer={"dtype": "bfloat16"})
@@ -90,13 +90,3 @@ def test_it_stays_small_and_forgets_what_is_oldest(pairs: list[tuple[int, str]])
     assert len(paces) == min(10, len(last))
     for number, device in list(last)[-10:]:
         assert paces.seconds_per_step(f"s{number}", device) == 1.0
-
-
-def test_the_end_is_the_last_step_or_a_limit() -> None:
-    one, now = attempt(), NOW + timedelta(seconds=100)
-    limited, free = run(spec=spec(max_duration=300)), run()
-    assert expected_end(free, one, None, now) is None
-    assert expected_end(limited, one, None, now) == NOW + timedelta(seconds=300)
-    assert expected_end(limited, one, Progress(10, 20, 5.0), now) == now + timedelta(seconds=50)
-    assert expected_end(limited, one, Progress(10, 20, 50.0), now) == NOW + timedelta(seconds=300)
-    assert expected_end(free, one, Progress(30, 20, 50.0), now) == now

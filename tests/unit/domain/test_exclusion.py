@@ -48,10 +48,12 @@ def test_failures_far_apart_prove_nothing() -> None:
 
 
 def test_a_run_that_gets_on_clears_the_node() -> None:
-    saved = ended("x", 25, Reason.MOVED, first_step=0, last_step=10)
-    assert exclusions([*THREE, saved], at(31)) == {}
-    idle = ended("x", 25, Reason.MOVED, first_step=10, last_step=10)
-    assert set(exclusions([*THREE, idle], at(31))) == {"bad"}
+    ordered = (Reason.MOVED, Reason.PREEMPTED, Reason.UPGRADED, Reason.DRAINED, Reason.OWNER, Reason.SHUTDOWN)
+    for reason in ordered:
+        saved = ended("x", 25, reason, first_step=0, last_step=10)
+        assert exclusions([*THREE, saved], at(31)) == {}
+        idle = ended("x", 25, reason, first_step=10, last_step=10)
+        assert set(exclusions([*THREE, idle], at(31))) == {"bad"}
 
 
 def test_explained_ends_do_not_count() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,10 +10,12 @@ from hypothesis import strategies as st
 from orchestrator.control.board import waiting_of
 from orchestrator.domain.demand import Demand, demand_of
 from orchestrator.domain.fleet import GpuState, NodeInfo, NodeReport
-from orchestrator.domain.planner import Desk, Limits, plan
+from orchestrator.domain.planner import Desk, Limits, Takes, plan
 from orchestrator.domain.queue import Queue
 from orchestrator.domain.records import RunRecord
+from orchestrator.domain.rivalry import evictions
 from orchestrator.domain.room import CONTEXT_BYTES, Grant, rooms_of
+from orchestrator.domain.states import Reason
 from orchestrator.domain.why import Verdict, explain
 from orchestrator.spec.models import Variant
 from tests.unit.records import NOW, node, run, spec
@@ -27,11 +30,12 @@ def desk_of(
     grants: list[Grant] | None = None,
     limits: Limits | None = None,
     now: float = T,
+    takes: Takes = lambda waiting, demand: None,
 ) -> Desk:
     queue = Queue()
     for one in runs:
         queue.add(waiting_of(one))
-    return plan(queue, rooms_of(nodes, grants or []), limits or Limits(), now)
+    return plan(queue, rooms_of(nodes, grants or []), limits or Limits(), now, takes=takes)
 
 
 def starts(desk: Desk) -> list[tuple[str, str]]:
@@ -114,6 +118,40 @@ def test_says_when_it_ends_where_that_is_known() -> None:
     busy = desk_of([one], [node()], [held("x", "laptop", cpus=2.0, ends=T + 600)])
     (variant,) = why(busy, one).variants
     assert variant.nodes[0].until == NOW + timedelta(seconds=600)
+
+
+def test_where_memory_ran_out_it_goes_only_where_no_other_node_is_large_enough() -> None:
+    small, large = node("a", pool="laptop", cpus=2), node("b", pool="laptop", cpus=4)
+    one = run(avoid=(("a", Reason.HOST_MEMORY),), seq=1)
+    other = run("other", 2)
+    assert starts(desk_of([one], [small, large])) == [(one.id, "b")]
+    in_use = [held("long", "b", cpus=4.0)]
+    desk = desk_of([one, other], [small, large], in_use)
+    assert starts(desk) == [("other", "a")], "others use the node, though they are of the same spec"
+    assert "a: its memory ran out there, and another node is large enough" in why(desk, one).why
+    assert "b: 0 of 4 CPUs free" in why(desk, one).why
+    for alone in ([small], [small, replace(large, draining=True)]):
+        assert starts(desk_of([one], alone)) == [(one.id, "a")]
+    wide = run(avoid=one.avoid, spec=spec(placement=[Variant(pool="laptop", cpus=2)]))
+    assert starts(desk_of([wide], [small, node("b", pool="laptop", cpus=1)])) == [(wide.id, "a")]
+
+
+def test_nobody_makes_room_or_keeps_a_node_where_memory_ran_out() -> None:
+    small, large = node("a", pool="laptop", cpus=2), node("b", pool="laptop", cpus=2)
+    one = run(avoid=(("a", Reason.HOST_MEMORY),), spec=spec(priority=5))
+    grants = [held("x", "a", cpus=2.0, saved=T), held("y", "b", cpus=2.0, saved=T - 500)]
+    desk = desk_of([one], [small, large], grants)
+    assert [found.victim.run_id for found in evictions(desk)] == ["y"]
+    assert set(desk.plan.reservations["laptop"].at) == {"ray-b"}
+
+
+def test_where_it_could_not_be_started_it_goes_last() -> None:
+    machines = [node("a", pool="laptop", cpus=1), node("b", pool="laptop", cpus=4), node("gpu")]
+    one = run(avoid=(("a", Reason.NOT_STARTED),), spec=spec(pools=("laptop", "gpu")))
+    assert starts(desk_of([one], machines)) == [(one.id, "b")], "though the fuller node is filled first"
+    assert starts(desk_of([one], [machines[0], machines[2]])) == [(one.id, "gpu")]
+    desk = desk_of([one], machines, [held("x", "b", cpus=4.0), held("y", "gpu", cpus=2.0)])
+    assert starts(desk) == [(one.id, "a")]
 
 
 def test_backoff_and_hold_are_kept() -> None:
@@ -206,6 +244,33 @@ def test_backfill_does_not_delay_the_first_in_line() -> None:
     assert starts(desk) == [("short", "laptop")]
     assert desk.plan.starts[0].backfill
     assert "kept for big, which goes first" in why(desk_of([big, long], [machine], grants), long).why
+
+
+def test_what_is_expected_to_end_in_time_may_go_before() -> None:
+    machine = node(cpus=4)
+    grants = [held("x", "laptop", cpus=2.0, ends=T + 100, estimated=True)]
+    big, other = wide("big", 1), wide("other", 2, 1)
+    desk = desk_of([big, other], [machine], grants, takes=lambda waiting, demand: 90.0)
+    assert starts(desk) == [("other", "laptop")]
+    assert desk.plan.starts[0].backfill
+    desk = desk_of([big, other], [machine], grants, takes=lambda waiting, demand: 110.0)
+    assert starts(desk) == []
+    text = why(desk, other).why
+    assert "kept for big, which goes first; this one takes about 110 s (estimate) until about" in text
+    shorter = wide("shorter", 2, 1, max_duration=90.0)
+    desk = desk_of([big, shorter], [machine], grants, takes=lambda waiting, demand: 110.0)
+    assert starts(desk) == [("shorter", "laptop")], "its limit ends it in time, whatever is expected"
+
+
+def test_why_tells_estimates_from_limits() -> None:
+    one, at = wide("one", 1), T + 6000
+    limited = why(desk_of([one], [node(cpus=4)], [held("x", "laptop", cpus=2.0, ends=at)]), one)
+    assert "at the latest" in limited.why
+    grants = [held("x", "laptop", cpus=2.0, ends=at, estimated=True), held("y", "laptop", ends=T + 10)]
+    guessed = why(desk_of([one], [node(cpus=4)], grants), one)
+    assert "until about" in guessed.why
+    assert "(estimate)" in guessed.why
+    assert (limited.variants[0].nodes[0].estimated, guessed.variants[0].nodes[0].estimated) == (False, True)
 
 
 def test_backfill_takes_what_will_be_left_over_and_other_nodes() -> None:

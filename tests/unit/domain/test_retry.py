@@ -1,14 +1,13 @@
 """The retry table, its pauses, and the budget that progress refills."""
 
 from dataclasses import replace
-from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.domain.records import AttemptRecord, RunRecord
-from orchestrator.domain.retry import BACKOFF_LONGEST_S, JITTER, avoided, backoff, decide
+from orchestrator.domain.records import Member, RankEnd, RunRecord
+from orchestrator.domain.retry import BACKOFF_LONGEST_S, JITTER, backoff, decide
 from orchestrator.domain.states import CONSEQUENCES, Phase, Reason, RunState, Then
 from orchestrator.domain.transitions import after_attempt
 from tests.unit.records import NOW, attempt, run, spec
@@ -100,14 +99,23 @@ def test_failures_without_progress_never_exceed_the_budget(ends: list[tuple[Reas
         assert failures == current.retries_used
 
 
-def ended(number: int, node: str, reason: Reason) -> AttemptRecord:
-    at = NOW + timedelta(seconds=number)
-    return attempt(number=number, node=node, phase=Phase.ENDED, reason=reason, ended_at=at)
+def after(before: RunRecord, node: str, reason: Reason, **values: object) -> RunRecord:
+    one = attempt(node=node, phase=Phase.ENDED, reason=reason, ended_at=NOW, **values)
+    return after_attempt(before, one, reason, "", NOW)
 
 
 def test_a_node_that_was_too_small_is_avoided_for_good_and_a_broken_one_once() -> None:
-    history = [ended(1, "small", Reason.HOST_MEMORY), ended(2, "bad", Reason.AGENT_LOST)]
-    assert set(avoided(history)) == {"small", "bad"}
-    history.append(ended(3, "fine", Reason.MOVED))
-    assert set(avoided(history)) == {"small"}
-    assert avoided([attempt()]) == {}
+    one = after(run(spec=spec(retries=9)), "small", Reason.HOST_MEMORY)
+    one = after(one, "bad", Reason.AGENT_LOST)
+    assert dict(one.avoid) == {"small": Reason.HOST_MEMORY, "bad": Reason.AGENT_LOST}
+    one = after(one, "small", Reason.NOT_STARTED)
+    assert dict(one.avoid) == {"small": Reason.HOST_MEMORY}
+    assert after(one, "fine", Reason.MOVED).avoid == one.avoid
+    assert after(run(), "fine", Reason.PROGRAM_FAILED).avoid == ()
+
+
+def test_of_a_gang_the_node_is_avoided_that_is_to_blame() -> None:
+    end = RankEnd(Reason.HOST_MEMORY, NOW)
+    two = (Member("ray-small", "small", end=end), Member("ray-c", "c", end=RankEnd(Reason.RANK_LOST, NOW)))
+    one = after(run(), "a", Reason.HOST_MEMORY, members=two)
+    assert one.avoid == (("small", Reason.HOST_MEMORY),)

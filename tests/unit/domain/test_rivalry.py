@@ -8,6 +8,7 @@ import pytest
 from orchestrator.domain.demand import Demand, Shape
 from orchestrator.domain.rivalry import REST_S, Running, evictions, upgrades
 from orchestrator.domain.room import Grant
+from orchestrator.domain.states import Reason
 from tests.unit.domain.test_planner import T, desk_of, held, wide
 from tests.unit.records import node, run, spec
 
@@ -89,6 +90,12 @@ def test_it_does_not_move_where_there_is_no_room_or_somebody_waits() -> None:
     waiting = run("w", 1, spec=spec("w", placement=[wide("x", 1, 2).spec.placement[0]]))
     desk = desk_of([waiting], [node("laptop", cpus=1), node("gpu", gpus=1)], [one.grant])
     assert [upgrade.node for upgrade in upgrades([one], desk, lambda _, demand: 9.0, 15.0)] == ["gpu"]
+
+
+def test_it_does_not_move_up_to_where_its_memory_ran_out() -> None:
+    one = running()
+    again = replace(one, shape=replace(one.shape, avoid=(("gpu", Reason.HOST_MEMORY),)))
+    assert (moved(one, 10.0), moved(again, 10.0)) == (["gpu"], [])
 
 
 def test_the_order_of_the_spec_alone_is_no_reason_to_leave_a_gpu() -> None:

@@ -222,7 +222,7 @@ class Desk:
     def waits_behind(self, waiting: Waiting, demand: Demand) -> str:
         """Why a run waits although it fits, in words: so many like it did not. Or empty."""
         reservation = self.plan.reservations.get(demand.pool)
-        if reservation is None or not self.hopeless(waiting):
+        if reservation is None or self.keeps_for(waiting, demand) or not self.hopeless(waiting):
             return ""
         return f"older runs like it do not end before {reservation.waiting.name} can start, which goes first"
 

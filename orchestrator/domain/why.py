@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -97,21 +98,26 @@ def _variant(waiting: Waiting, demand: Demand, desk: Desk) -> VariantVerdict:
     nodes = tuple(_node(waiting, demand, room, desk) for room in rooms)
     if limited:
         return VariantVerdict(demand.index, demand.pool, None, limited, nodes)
-    free = [node for node in nodes if not node.why]
+    places = _places(waiting, demand, nodes, desk)
     behind = desk.waits_behind(waiting, demand)
-    if free and behind:
+    if places and not behind:
+        return VariantVerdict(demand.index, demand.pool, places, f"fits on {places} now", nodes)
+    if places:
         return VariantVerdict(demand.index, demand.pool, None, behind, nodes)
-    if len(free) >= 1 and demand.ranks == 1:
-        return VariantVerdict(demand.index, demand.pool, free[0].node, f"fits on {free[0].node} now", nodes)
-    start = desk.place(waiting) if demand.ranks > 1 else None
-    if start is not None and start.demand == demand:
-        names = ", ".join(dict.fromkeys(place.node for place in start.places))
-        return VariantVerdict(demand.index, demand.pool, names, f"fits on {names} now", nodes)
     told = ", ".join(_told(node) for node in nodes[:_NODES])
     more = f" and {len(nodes) - _NODES} more" if len(nodes) > _NODES else ""
     ranks = f" for {demand.ranks} ranks" if demand.ranks > 1 else ""
     why = f"pool {demand.pool} has no room{ranks} ({told}{more})"
     return VariantVerdict(demand.index, demand.pool, None, why, nodes)
+
+
+def _places(waiting: Waiting, demand: Demand, nodes: Sequence[NodeVerdict], desk: Desk) -> str:
+    """Names of the nodes on which it fits now; empty where it does not."""
+    if demand.ranks == 1:
+        return next((node.node for node in nodes if not node.why), "")
+    start = desk.place(waiting)
+    fits = start is not None and start.demand == demand
+    return ", ".join(dict.fromkeys(place.node for place in start.places)) if start and fits else ""
 
 
 def _told(node: NodeVerdict) -> str:

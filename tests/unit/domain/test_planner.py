@@ -262,6 +262,17 @@ def test_what_is_expected_to_end_in_time_may_go_before() -> None:
     assert starts(desk) == [("shorter", "laptop")], "its limit ends it in time, whatever is expected"
 
 
+def test_a_shorter_run_of_the_same_shape_may_go_before_though_longer_ones_may_not() -> None:
+    machine = node(cpus=4)
+    grants = [held("x", "laptop", cpus=2.0, ends=T + 100)]
+    runs = [wide("big", 1), *(wide(f"long{i}", 2 + i, 1) for i in range(20)), wide("short", 30, 1)]
+    length = {"short": 50.0, "long2": 60.0}
+    desk = desk_of(runs, [machine], grants, takes=lambda one, demand: length.get(one.run_id, 500.0))
+    assert starts(desk) == [("long2", "laptop")]
+    assert "older runs like it do not end before big can start" in why(desk, runs[-1]).why
+    assert [one.run_id for one in desk.plan.blocked] == ["big", "long0"], "one of each shape"
+
+
 def test_why_tells_estimates_from_limits() -> None:
     one, at = wide("one", 1), T + 6000
     limited = why(desk_of([one], [node(cpus=4)], [held("x", "laptop", cpus=2.0, ends=at)]), one)

@@ -15,10 +15,10 @@ from orchestrator.clock import Clock
 from orchestrator.control.live import LiveBoard, Sign
 from orchestrator.domain.demand import Shape, demand_of, shape_of
 from orchestrator.domain.queue import Order, Queue, Waiting
-from orchestrator.domain.records import AttemptRecord, RunRecord
+from orchestrator.domain.records import AttemptRecord, QueuedRun, RunRecord
 from orchestrator.domain.rivalry import Running
 from orchestrator.domain.room import Grant
-from orchestrator.domain.states import RunState
+from orchestrator.domain.states import EXECUTING, RunState
 from orchestrator.store.ledger import Ledger, Transaction
 
 Remaining = Callable[[RunRecord, AttemptRecord, int | None], float | None]
@@ -60,11 +60,12 @@ class Board:
         with self.lock:
             ledger.watch(self._follow)
             with ledger.read() as transaction:
-                for run in transaction.each_queued():
+                for queued in transaction.each_queued():
+                    self.queue.add(waiting(queued))
+                for run in transaction.runs(states=tuple(EXECUTING)):
                     self._take_run(run)
                 for attempt in transaction.open_attempts():
                     self._attempts[attempt.run_id, attempt.number] = attempt
-                    self._take_run(transaction.run(attempt.run_id))
 
     def _follow(self, transaction: Transaction) -> None:
         with self.lock:
@@ -195,23 +196,42 @@ def _remaining(run: _Open | None, sign: Sign | None) -> float | None:
 def waiting_of(run: RunRecord) -> Waiting:
     """A queued run as the planner sees it."""
     spec = run.spec
-    left = None if spec.max_duration is None else max(0.0, spec.max_duration - run.seconds_used)
     return Waiting(
         run.id,
         spec.name,
-        _order(run),
+        _order(spec.priority, run.front, run.seq),
         sys.intern(run.user),
         sys.intern(spec.experiment),
         shape_of(spec, run.pin_pool, run.avoid),
         run.created_at.timestamp(),
         run.not_before.timestamp() if run.not_before else None,
         run.held,
-        left,
+        _left(spec.max_duration, run.seconds_used),
     )
 
 
-def _order(run: RunRecord) -> Order:
-    return (-run.spec.priority, -run.front, run.seq)
+def waiting(run: QueuedRun) -> Waiting:
+    """The same from the short record."""
+    return Waiting(
+        run.id,
+        run.name,
+        _order(run.priority, run.front, run.seq),
+        run.user,
+        run.experiment,
+        shape_of(run, run.pin_pool, run.avoid),
+        run.created_at.timestamp(),
+        run.not_before.timestamp() if run.not_before else None,
+        run.held,
+        _left(run.max_duration, run.seconds_used),
+    )
+
+
+def _order(priority: int, front: int, seq: int) -> Order:
+    return (-priority, -front, seq)
+
+
+def _left(max_duration: float | None, used: float) -> float | None:
+    return None if max_duration is None else max(0.0, max_duration - used)
 
 
 def _open(run: RunRecord) -> _Open:
@@ -221,11 +241,11 @@ def _open(run: RunRecord) -> _Open:
         run.attempt,
         sys.intern(run.user),
         sys.intern(spec.experiment),
-        _order(run),
+        _order(spec.priority, run.front, run.seq),
         shape_of(spec, avoid=run.avoid),
         stopping=run.stop is not None,
         migrates=spec.migrate == "auto" and run.pin_pool is None,
         target=spec.trainer.max_steps if spec.trainer else None,
-        left=None if spec.max_duration is None else max(0.0, spec.max_duration - run.seconds_used),
+        left=_left(spec.max_duration, run.seconds_used),
         record=run,
     )

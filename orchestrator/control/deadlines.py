@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import threading
+from datetime import datetime
 
 from orchestrator.clock import Clock
 from orchestrator.control.outcomes import Outcomes
@@ -29,8 +30,8 @@ class Deadlines:
         """(Unix time, run) of waiting runs; old entries are found out when they are due."""
         ledger.watch(self._follow)
         with ledger.read() as reading:
-            for run in reading.queued_with_limits():
-                self._take(run)
+            for run_id, deadline in reading.queued_with_limits():
+                self._push(run_id, deadline)
 
     def expire(self) -> None:
         """End what is due now."""
@@ -54,12 +55,12 @@ class Deadlines:
                 self._take(run)
 
     def _take(self, run: RunRecord) -> None:
-        spec = run.spec
         if exhausted(run, self._clock.now()) is not None:
-            at = 0.0
-        elif spec.deadline is not None:
-            at = spec.deadline.timestamp()
-        else:
-            return
+            self._push(run.id, None)
+        elif run.spec.deadline is not None:
+            self._push(run.id, run.spec.deadline)
+
+    def _push(self, run_id: str, at: datetime | None) -> None:
+        """None: at once."""
         with self._lock:
-            heapq.heappush(self._due, (at, run.id))
+            heapq.heappush(self._due, (at.timestamp() if at is not None else 0.0, run_id))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 from orchestrator.domain.states import Reason
-from orchestrator.spec.models import RunSpec, Variant
+from orchestrator.spec.models import Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,26 @@ class Shape:
     """Nodes on which it had better not start again, and how it ended there."""
 
 
-def shape_of(spec: RunSpec, pin_pool: str | None = None, avoid: tuple[tuple[str, Reason], ...] = ()) -> Shape:
+class Placing(Protocol):
+    """The part of a spec that a shape is made of."""
+
+    @property
+    def placement(self) -> Sequence[Variant]:
+        """Best first."""
+        ...
+
+    @property
+    def start(self) -> str:
+        """`any` or `best`."""
+        ...
+
+    @property
+    def wait(self) -> float:
+        """Seconds."""
+        ...
+
+
+def shape_of(spec: Placing, pin_pool: str | None = None, avoid: tuple[tuple[str, Reason], ...] = ()) -> Shape:
     """The shape of a spec; with a pool that its user moved it to, of its variants there only."""
     demands = tuple(
         demand_of(index, variant)

@@ -51,6 +51,30 @@ class RunRecord:
     ended_at: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class QueuedRun:
+    """What places a run that waits in the queue, without its whole spec: there may be very many."""
+
+    id: str
+    seq: int
+    name: str
+    experiment: str
+    user: str
+    created_at: datetime
+    not_before: datetime | None
+    held: bool
+    front: int
+    pin_pool: str | None
+    avoid: tuple[tuple[str, Reason], ...]
+    seconds_used: float
+    priority: int
+    max_duration: float | None
+    start: str
+    wait: float
+    placement: tuple[Variant, ...]
+    """Without the trainer's settings."""
+
+
 @dataclass(frozen=True)
 class RankEnd:
     """How one rank of a gang ended."""

@@ -17,11 +17,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, func, or_, select
 from sqlalchemy.engine import RowMapping
 
-from orchestrator.domain.records import AttemptRecord, EventRecord, Member, RankEnd, RunRecord
+from orchestrator.domain.limits import HOUR_S
+from orchestrator.domain.records import AttemptRecord, EventRecord, Member, QueuedRun, RankEnd, RunRecord
 from orchestrator.domain.states import OPEN_STATES, Phase, Reason, RunState
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import RunSpec, Variant
-from orchestrator.store import tables
+from orchestrator.store import queued, tables
 
 __all__ = ["OPEN_STATES", "Ledger", "Transaction"]
 
@@ -145,18 +146,26 @@ class Transaction:
             query = query.limit(limit)
         return [_run(row) for row in self._all(query)]
 
-    def each_queued(self) -> Iterator[RunRecord]:
-        """All runs that wait, one after the other: there may be very many."""
-        query = select(tables.runs).where(tables.runs.c.state == RunState.QUEUED).order_by(tables.runs.c.seq)
-        rows = self._connection.execution_options(yield_per=500).execute(query).mappings()
-        return (_run(row) for row in rows)
+    def each_queued(self) -> Iterator[QueuedRun]:
+        """All runs that wait, one after the other. Their specs are not read as a whole: that would take
+        longer than everything else when a controller starts."""
+        table = tables.runs
+        query = select(*queued.COLUMNS).where(table.c.state == RunState.QUEUED).order_by(table.c.seq)
+        rows = self._connection.execution_options(yield_per=500).execute(query)
+        return map(queued.queued_run, rows)
 
-    def queued_with_limits(self) -> list[RunRecord]:
-        """Those runs that wait and have a deadline, a longest duration or GPU-hours."""
-        spec = tables.runs.c.spec
-        limits = [spec[key].as_string().is_not(None) for key in ("deadline", "max_duration", "gpu_hours")]
-        query = select(tables.runs).where((tables.runs.c.state == RunState.QUEUED) & or_(*limits))
-        return [_run(row) for row in self._all(query)]
+    def queued_with_limits(self) -> list[tuple[str, datetime | None]]:
+        """Ids of the runs that wait and have a deadline, with it; None for those that have used up their
+        longest duration or GPU-hours."""
+        table, spec = tables.runs, tables.runs.c.spec
+        deadline = spec["deadline"].as_string()
+        spent = or_(
+            table.c.seconds_used >= spec["max_duration"].as_float(),
+            table.c.gpu_seconds_used >= spec["gpu_hours"].as_float() * HOUR_S,
+        )
+        query = select(table.c.id, deadline.label("deadline"), func.coalesce(spent, False).label("spent"))
+        rows = self._all(query.where((table.c.state == RunState.QUEUED) & (deadline.is_not(None) | spent)))
+        return [(row["id"], None if row["spent"] else _instant(row["deadline"])) for row in rows]
 
     def highest_front(self) -> int:
         """The largest number that `orch queue top` has given."""

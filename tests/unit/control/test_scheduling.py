@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,8 +17,8 @@ from orchestrator.domain.records import RunRecord
 from orchestrator.domain.rivalry import Eviction
 from orchestrator.domain.states import Reason, RunState
 from orchestrator.messages import Outcome, SubmitRequest
-from orchestrator.spec.models import Variant
-from tests.unit.records import node, spec
+from orchestrator.spec.models import RunSpec, Variant
+from tests.unit.records import NOW, node, spec
 
 FLEET = Fleet((node("laptop", cpus=1),), connected=True)
 
@@ -117,3 +118,70 @@ def test_where_its_memory_ran_out_it_does_not_go_again_also_after_a_restart(cont
     controller.outcomes.end(other, 1, Outcome(reason=Reason.COMPLETED))
     again = Controller(controller.config, controller.gateway)
     assert [(run.id, where.node) for run, where in again.scheduling.round(both)[0]] == [(hungry, "b")]
+
+
+def test_a_restarted_controller_has_the_same_queue_without_reading_whole_specs(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    override = {"trainer": {"batch_size": 4}}
+    placement = [
+        {"pool": "gpu", "gpus": 1, "gpu_memory": "2GiB", **override},
+        {"pool": "laptop", "memory": "1GiB"},
+    ]
+    trained = {"name": "trained", "trainer": {"max_steps": 9}, "placement": placement, "priority": 3}
+    specs = [
+        RunSpec.model_validate({**trained, "start": "best", "wait": "5m", "max_duration": "2h"}),
+        spec("plain"),
+        spec("wide", placement=[Variant(pool="laptop", cpus=2, ranks=3)], experiment="other"),
+    ]
+    ids = [
+        controller.service.submit(SubmitRequest(spec=one, key=one.name, user="bob")).run_id for one in specs
+    ]
+    controller.service.hold(ids[1], held=True)
+    controller.service.top(ids[2])
+    controller.service.move(ids[0], "gpu")
+    with controller.ledger.begin() as ledger:
+        run = replace(
+            ledger.run(ids[2]), avoid=(("a", Reason.HOST_MEMORY),), seconds_used=7.5, not_before=NOW
+        )
+        ledger.save_run(run)
+    before = {one.run_id: one for one in controller.board.queue}
+    monkeypatch.setattr(RunSpec, "model_validate", None)
+    again = Controller(controller.config, controller.gateway)
+    assert {one.run_id: one for one in again.board.queue} == before
+    assert len(before) == 3
+    assert all(again.board.queue.get(one).shape is before[one].shape for one in ids)
+
+
+def test_what_an_older_spec_does_not_say_is_as_in_a_spec_of_today(controller: Controller) -> None:
+    run_id = submit(controller, "old")
+    before = controller.board.queue.get(run_id)
+    with controller.ledger.begin() as ledger:
+        short = (
+            "json_remove(spec, '$.wait', '$.start', '$.priority', '$.max_duration', '$.placement[0].cpus')"
+        )
+        ledger._connection.exec_driver_sql(f"UPDATE runs SET spec = {short}")
+    again = Controller(controller.config, controller.gateway)
+    assert again.board.queue.get(run_id) == before
+    assert again.scheduling.round(FLEET)[0], "and so sees the ledger when it starts"
+
+
+def test_limits_of_waiting_runs_hold_after_a_restart(controller: Controller) -> None:
+    soon = SYSTEM.now() + timedelta(hours=1)
+    ids = [
+        submit(controller, name, **values)
+        for name, values in (
+            ("deadline", {"deadline": soon}),
+            ("spent", {"max_duration": 60}),
+            ("fresh", {"max_duration": 60, "gpu_hours": 1}),
+            ("free", {}),
+        )
+    ]
+    with controller.ledger.begin() as ledger:
+        ledger.save_run(replace(ledger.run(ids[1]), seconds_used=60.0))
+    with controller.ledger.read() as ledger:
+        assert dict(ledger.queued_with_limits()) == {ids[0]: soon, ids[1]: None}
+    again = Controller(controller.config, controller.gateway)
+    again.loop.tick()
+    assert of(controller, ids[1]).state == RunState.FAILED
+    assert {of(controller, one).state for one in (ids[0], *ids[2:])} == {RunState.QUEUED}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def kinds(stack: Stack, run_id: str) -> list[str]:
 
 @pytest.mark.parametrize("seconds", [8, pytest.param(90, marks=LONG)])
 def test_a_node_that_sleeps_for_less_than_its_grace_goes_on(stack: Stack, text: Path, seconds: int) -> None:
-    """Its run is unreachable after 8 s, and its attempt goes on."""
+    """Its run is unreachable after 8 s, Ray gives it up and starts there again, and its attempt goes on."""
     steps = 600
     run_id = stack.submit(tiny_gpt("dozes", text, steps, migrate="never", away=300, retries=0))
     stack.wait_step(run_id, 100)
@@ -39,8 +38,8 @@ def test_a_node_that_sleeps_for_less_than_its_grace_goes_on(stack: Stack, text: 
         reached, until = stack.show(run_id)["run"]["step"], time.monotonic() + seconds
         detail = stack.wait_state(run_id, "unreachable", timeout=60)
         assert "laptop cannot be reached" in detail["run"]["message"]
+        wait_until(lambda: shown_as(stack, "laptop") in ("away", "lost"), 20, stack.evidence)
         time.sleep(max(0.0, until - time.monotonic()))  # the sleep itself
-        assert re.search(r"^laptop .* (away|lost) ", stack.orch("nodes"), re.MULTILINE)
     stack.wait_state(run_id, "running", timeout=60)
     detail = stack.wait_state(run_id, "succeeded", timeout=240)
     (attempt,) = detail["attempts"]
@@ -53,11 +52,11 @@ def test_a_node_that_sleeps_for_less_than_its_grace_goes_on(stack: Stack, text: 
 
 def test_a_node_that_sleeps_for_too_long_is_fenced_when_it_wakes(stack: Stack, text: Path) -> None:
     wait_until(lambda: node_state(stack, "laptop") == "ready", 60, stack.evidence)
-    steps = 1200
+    steps = 800
     run_id = stack.submit(tiny_gpt("oversleeps", text, steps, migrate="never", away=15, retries=0))
     stack.wait_step(run_id, 100)
     with asleep(stack, "laptop"):
-        detail = wait_until(lambda: second_attempt_at(stack, run_id, 200), 120, stack.evidence)
+        detail = wait_until(lambda: second_attempt_at(stack, run_id, 150), 120, stack.evidence)
         assert [a["node"] for a in detail["attempts"]] == ["laptop", "gpu"]
     ended = wait_until(lambda: stack.show(run_id)["attempts"][0]["phase"] == "ended", 60, stack.evidence)
     assert ended
@@ -74,6 +73,12 @@ def second_attempt_at(stack: Stack, run_id: str, step: int) -> dict[str, object]
     detail = stack.show(run_id)
     there = len(detail["attempts"]) == 2 and (detail["attempts"][1]["last_step"] or 0) >= step
     return detail if there else None
+
+
+def shown_as(stack: Stack, name: str) -> str:
+    """The word for a node that people see."""
+    line = next(line for line in stack.orch("nodes").splitlines() if line.startswith(name))
+    return line.split()[2]
 
 
 def node_state(stack: Stack, name: str) -> str:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.agent.disk import FULL, DiskWatch
-from tests.unit.tracking.helpers import FakeClock
+from tests.clocks import TurnedClock
 
 
 def test_room_is_made_before_anything_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,7 +17,7 @@ def test_room_is_made_before_anything_is_said(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "statvfs", lambda path: disk)
     said: list[str] = []
     kept = [2 * FULL]
-    clock = FakeClock()
+    clock = TurnedClock()
 
     def make_room() -> None:
         disk.f_bavail += kept.pop() if kept else 0

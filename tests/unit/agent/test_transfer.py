@@ -7,7 +7,7 @@ import pytest
 from orchestrator.agent.transfer import Meter
 from orchestrator.cli.render import transfer
 from orchestrator.messages import Transfer
-from tests.unit.tracking.helpers import FakeClock
+from tests.clocks import TurnedClock
 
 
 def moving(done: int) -> Transfer:
@@ -15,7 +15,7 @@ def moving(done: int) -> Transfer:
 
 
 def test_a_long_transfer_is_told_once_a_second() -> None:
-    clock, told = FakeClock(), list[Transfer | None]()
+    clock, told = TurnedClock(), list[Transfer | None]()
     meter = Meter(told.append, clock)
     with meter.measuring("up", 7, 100) as moved:
         for _ in range(8):
@@ -25,7 +25,7 @@ def test_a_long_transfer_is_told_once_a_second() -> None:
 
 
 def test_a_short_one_is_not_worth_telling() -> None:
-    clock, told = FakeClock(), list[Transfer | None]()
+    clock, told = TurnedClock(), list[Transfer | None]()
     with Meter(told.append, clock).measuring("up", 7, 100) as moved:
         clock.sleep(1.5)
         moved(100)
@@ -33,7 +33,7 @@ def test_a_short_one_is_not_worth_telling() -> None:
 
 
 def test_it_is_over_also_where_it_failed() -> None:
-    clock, told = FakeClock(), list[Transfer | None]()
+    clock, told = TurnedClock(), list[Transfer | None]()
     meter = Meter(told.append, clock)
 
     def send() -> None:

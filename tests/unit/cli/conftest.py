@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from orchestrator.cli import common
 from orchestrator.cli.main import main
 from orchestrator.client import Client
+from tests.clocks import TurnedClock
 from tests.unit.cli.fake import NOW, TOKEN, FakeController, serve
 
 
@@ -40,29 +40,6 @@ class Result:
         return json.loads(self.out)
 
 
-class ManualClock:
-    """Sleeping only moves its hands."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def now(self) -> datetime:
-        """An instant that moves with the seconds slept."""
-        return NOW + timedelta(seconds=self.seconds)
-
-    def monotonic(self) -> float:
-        """Seconds slept."""
-        return self.seconds
-
-    def boottime(self) -> float:
-        """Seconds slept."""
-        return self.seconds
-
-    def sleep(self, seconds: float) -> None:
-        """Come back at once."""
-        self.seconds += seconds
-
-
 Orch = Callable[..., Result]
 
 
@@ -81,13 +58,13 @@ def client(fake: FakeController) -> Iterator[Client]:
 
 
 @pytest.fixture
-def clock() -> ManualClock:
+def clock() -> TurnedClock:
     """A clock that nobody waits for."""
-    return ManualClock()
+    return TurnedClock(0.0, wall=NOW)
 
 
 @pytest.fixture
-def quick(fake: FakeController, clock: ManualClock) -> Iterator[Client]:
+def quick(fake: FakeController, clock: TurnedClock) -> Iterator[Client]:
     """A client for which waiting takes no time."""
     with Client(fake.url, TOKEN, clock=clock) as client:
         yield client

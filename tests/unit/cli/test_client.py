@@ -20,8 +20,8 @@ from orchestrator.errors import (
 )
 from orchestrator.messages import PointView, RunDetail, SubmitRequest
 from orchestrator.settings import Home
+from tests.clocks import TurnedClock
 from tests.support import free_port
-from tests.unit.cli.conftest import ManualClock
 from tests.unit.cli.fake import (
     TOKEN,
     FakeController,
@@ -164,10 +164,10 @@ def test_a_submit_that_stays_unsure_names_its_key(fake: FakeController, quick: C
     assert 20 < len(fake.requests) < 40
 
 
-def test_a_controller_that_is_not_there_is_said_at_once(clock: ManualClock) -> None:
+def test_a_controller_that_is_not_there_is_said_at_once(clock: TurnedClock) -> None:
     with Client(f"http://127.0.0.1:{free_port()}", clock=clock) as client, pytest.raises(UnavailableError):
         client.submit(request())
-    assert clock.seconds == 0
+    assert clock.at == 0
 
 
 # ------------------------------------------------------------------ following

@@ -19,8 +19,8 @@ from orchestrator.cli.screen import LiveScreen, News, PlainScreen, bar, path
 from orchestrator.client import Client
 from orchestrator.domain.states import RunState
 from orchestrator.messages import RunDetail
+from tests.clocks import TurnedClock
 from tests.support import wait_until
-from tests.unit.cli.conftest import ManualClock
 from tests.unit.cli.fake import (
     TOKEN,
     FakeController,
@@ -33,12 +33,12 @@ from tests.unit.cli.fake import (
 )
 
 
-def plain(clock: ManualClock) -> tuple[PlainScreen, StringIO]:
+def plain(clock: TurnedClock) -> tuple[PlainScreen, StringIO]:
     text = StringIO()
     return PlainScreen(Console(file=text, width=200, soft_wrap=True, highlight=False), clock), text
 
 
-def test_lines_come_at_a_calm_rate(fake: FakeController, quick: Client, clock: ManualClock) -> None:
+def test_lines_come_at_a_calm_rate(fake: FakeController, quick: Client, clock: TurnedClock) -> None:
     fake.add(waiting(), *[detail("wait2345", step=step) for step in range(60)], handed_over("wait2345"))
     screen, text = plain(clock)
     assert watch(quick, "wait2345", screen).run.state == RunState.SUCCEEDED
@@ -52,7 +52,7 @@ def test_lines_come_at_a_calm_rate(fake: FakeController, quick: Client, clock: M
 
 
 def test_a_restart_of_the_controller_is_said_once(
-    fake: FakeController, quick: Client, clock: ManualClock
+    fake: FakeController, quick: Client, clock: TurnedClock
 ) -> None:
     fake.add(detail(step=1), detail(step=2), handed_over())
     screen, text = plain(clock)
@@ -66,7 +66,7 @@ def test_a_restart_of_the_controller_is_said_once(
     assert text.getvalue().count("the controller answers again") == 1
 
 
-def test_the_picture_survives_a_handover_and_a_restart(clock: ManualClock) -> None:
+def test_the_picture_survives_a_handover_and_a_restart(clock: TurnedClock) -> None:
     text = StringIO()
     console = Console(file=text, width=70, height=20, force_terminal=True, color_system=None, soft_wrap=True)
     screen = LiveScreen(console, clock)
@@ -89,7 +89,7 @@ def test_the_picture_survives_a_handover_and_a_restart(clock: ManualClock) -> No
     assert shown.count("attempt 1 runs on laptop") == 1
 
 
-def test_the_picture_fits_a_narrow_terminal(clock: ManualClock) -> None:
+def test_the_picture_fits_a_narrow_terminal(clock: TurnedClock) -> None:
     text = StringIO()
     console = Console(file=text, width=40, height=20, force_terminal=True, color_system=None, soft_wrap=True)
     screen = LiveScreen(console, clock)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,30 +14,14 @@ from orchestrator.cluster.processes import Member
 from orchestrator.cluster.services import Service
 from orchestrator.cluster.state import Process, ServicePhase
 from orchestrator.errors import SetupError
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.at = 1000.0
-
-    def now(self) -> datetime:
-        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.at)
-
-    def monotonic(self) -> float:
-        return self.at
-
-    def boottime(self) -> float:
-        return self.at
-
-    def sleep(self, seconds: float) -> None:
-        self.at += seconds
+from tests.clocks import TurnedClock
 
 
 class FakeMachine:
     """Starts nothing; the test says what lives and what answers."""
 
     def __init__(self, folder: Path) -> None:
-        self.clock = FakeClock()
+        self.clock = TurnedClock()
         self.folder = folder
         self.started: list[str] = []
         self.living: dict[int, str] = {}

@@ -11,9 +11,9 @@ from orchestrator.cluster import membership
 from orchestrator.cluster.membership import Membership
 from orchestrator.errors import UnavailableError
 from orchestrator.settings import Home
+from tests.clocks import TurnedClock
 from tests.support import wait_until
 from tests.unit.cluster.test_config import config
-from tests.unit.cluster.test_keeper import FakeClock
 
 
 class Answers:
@@ -42,12 +42,12 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+def clock() -> TurnedClock:
+    return TurnedClock()
 
 
 @pytest.fixture
-def watch(tmp_path: Path, answers: Answers, clock: FakeClock) -> Any:
+def watch(tmp_path: Path, answers: Answers, clock: TurnedClock) -> Any:
     home = Home(tmp_path)
     home.token_file.write_text("t")
     watch = Membership(config(), home, clock)
@@ -61,7 +61,7 @@ def look(answers: Answers) -> None:
     wait_until(lambda: answers.asked > seen + 1, 5.0)
 
 
-def test_a_node_that_counts_is_not_lost(watch: Membership, answers: Answers, clock: FakeClock) -> None:
+def test_a_node_that_counts_is_not_lost(watch: Membership, answers: Answers, clock: TurnedClock) -> None:
     answers.nodes = [{"name": "a", "state": "ready"}]
     look(answers)
     clock.sleep(100.0)
@@ -71,7 +71,7 @@ def test_a_node_that_counts_is_not_lost(watch: Membership, answers: Answers, clo
 
 @pytest.mark.parametrize("nodes", [[], [{"name": "a", "state": "lost"}], [{"name": "b", "state": "ready"}]])
 def test_time_is_counted_while_it_is_missing(
-    watch: Membership, answers: Answers, clock: FakeClock, nodes: list[dict[str, str]]
+    watch: Membership, answers: Answers, clock: TurnedClock, nodes: list[dict[str, str]]
 ) -> None:
     answers.nodes = [{"name": "a", "state": "ready"}]
     look(answers)
@@ -87,7 +87,7 @@ def test_time_is_counted_while_it_is_missing(
 
 @pytest.mark.parametrize("connected", [False, None])
 def test_nothing_is_concluded_while_nobody_knows(
-    watch: Membership, answers: Answers, clock: FakeClock, connected: bool | None
+    watch: Membership, answers: Answers, clock: TurnedClock, connected: bool | None
 ) -> None:
     look(answers)
     clock.sleep(40.0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,17 @@ from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.messages import Beat, BeatReply, CheckpointNote, Order, Outcome, SubmitRequest
 from orchestrator.spec.models import RunSpec, Variant
+from tests.clocks import TurnedClock
 from tests.support import wait_until
 from tests.unit.control.conftest import PaperGateway, build
-from tests.unit.records import node, spec
-
-
-@dataclass
-class TurnedClock:
-    at: float = 1000.0
-    wall: datetime = field(default_factory=lambda: datetime(2026, 3, 1, 22, tzinfo=UTC))
-
-    def now(self) -> datetime:
-        return self.wall + timedelta(seconds=self.at - 1000.0)
-
-    def monotonic(self) -> float:
-        return self.at
-
-    def boottime(self) -> float:
-        return self.at
-
-    def sleep(self, seconds: float) -> None:
-        self.at += seconds
+from tests.unit.records import NOW, node, spec
 
 
 class Setting:
     """A controller without threads: it looks when :meth:`pass_` lets time go by."""
 
     def __init__(self, folder: Path) -> None:
-        self.clock = TurnedClock()
+        self.clock = TurnedClock(wall=NOW)
         self.gateway = PaperGateway()
         self.controller = build(folder, self.gateway, self.clock)
         self.fleet = [node("laptop"), node("gpu")]

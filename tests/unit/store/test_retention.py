@@ -15,6 +15,7 @@ from orchestrator.store.checkpoints import CheckpointWriter, checkpoints, points
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.retention import choose
 from orchestrator.store.runlog import RunLog, Tag
+from tests.clocks import TurnedClock
 from tests.unit.store.helpers import (
     RUN,
     commit,
@@ -26,7 +27,6 @@ from tests.unit.store.helpers import (
 )
 from tests.unit.store.log_records import checkpoint
 from tests.unit.store.memory_store import MemoryStore
-from tests.unit.tracking.helpers import FakeClock
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ class TestRetain:
         assert list(points(store, RUN)) == [b"10\n", b"20\n", b"30\n", b"40\n"]
 
     def test_data_goes_after_its_grace(self, store: ObjectStore, tmp_path: Path) -> None:
-        clock = FakeClock()
+        clock = TurnedClock()
         claim = RunLog(store, RUN, clock).claim(1, node="n")
         to = CheckpointWriter(store, claim, clock=clock)
         for step in (10, 20):

@@ -11,21 +11,21 @@ from orchestrator.errors import SetupError
 from orchestrator.settings import rate, size
 from orchestrator.store.file_store import FileStore
 from orchestrator.store.throttle import FREE, PacedBody, Paces, TokenBucket, Unlimited, process_paces
-from tests.unit.tracking.helpers import FakeClock
+from tests.clocks import TurnedClock
 
 MB = 1_000_000
 
 
-class Passed(FakeClock):
+class Passed(TurnedClock):
     """Notes what has passed by when."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun = self.seconds
+        self.begun = self.at
 
     @property
     def took(self) -> float:
-        return self.seconds - self.begun
+        return self.at - self.begun
 
 
 def test_a_bucket_lets_its_rate_through() -> None:
@@ -40,8 +40,8 @@ def test_idle_time_is_not_made_up_for() -> None:
     clock = Passed()
     bucket = TokenBucket(1 * MB, clock)
     bucket.take(1)
-    clock.seconds += 3600
-    clock.begun = clock.seconds
+    clock.at += 3600
+    clock.begun = clock.at
     for _ in range(10):
         bucket.take(100_000)
     assert clock.took == pytest.approx(0.9, abs=0.01)  # a tenth of a second is
@@ -50,7 +50,7 @@ def test_idle_time_is_not_made_up_for() -> None:
 def test_those_who_wait_share_one_rate() -> None:
     """Two that take at the same moment wait for different times."""
 
-    class Still(FakeClock):
+    class Still(TurnedClock):
         waits: list[float]
 
         def sleep(self, seconds: float) -> None:

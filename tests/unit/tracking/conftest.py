@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from orchestrator.store.spool import Spool
-from tests.unit.tracking.helpers import FakeClock
+from tests.clocks import TurnedClock
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+def clock() -> TurnedClock:
+    return TurnedClock()
 
 
 @pytest.fixture
-def spool(tmp_path: Path, clock: FakeClock) -> Iterator[Spool]:
+def spool(tmp_path: Path, clock: TurnedClock) -> Iterator[Spool]:
     spool = Spool(tmp_path / "points.db", clock)
     yield spool
     spool.close()

@@ -5,31 +5,11 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
 
 from orchestrator.messages import Point
 from orchestrator.store.outbox import AnyTask, CreateRun
 from orchestrator.store.spool_schema import StoredPoint
 from orchestrator.tracking.sink import SinkRefusedError, SinkUnavailableError, Target, TargetState
-
-
-class FakeClock:
-    """Stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def now(self) -> datetime:
-        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-    def boottime(self) -> float:
-        return self.seconds
-
-    def sleep(self, seconds: float) -> None:
-        self.seconds += seconds
 
 
 def point(key: str, step: int, value: float = 1.0, time_ms: int | None = None) -> Point:

@@ -19,24 +19,25 @@ from orchestrator.store.spool import Spool
 from orchestrator.store.spool_schema import StoredPoint
 from orchestrator.tracking.backoff import Backoff
 from orchestrator.tracking.shipper import Shipper
+from tests.clocks import TurnedClock
 from tests.support import wait_until
-from tests.unit.tracking.helpers import FakeClock, FakeSink, point
+from tests.unit.tracking.helpers import FakeSink, point
 
 CREATE = CreateRun(name="n", experiment="e", start_ms=1)
 FINISHED = SetStatus(status="FINISHED", time_ms=9)
 
 
-def shipper(spool: Spool, sink: FakeSink, clock: FakeClock) -> Shipper:
+def shipper(spool: Spool, sink: FakeSink, clock: TurnedClock) -> Shipper:
     return Shipper(spool, lambda: sink, clock, random.Random(1))
 
 
-def turns(shipping: Shipper, clock: FakeClock, number: int = 200) -> int:
+def turns(shipping: Shipper, clock: TurnedClock, number: int = 200) -> int:
     """Take turns, moving the clock instead of waiting, until nothing waits; how many that took."""
     for taken in range(number):
         delay = shipping.turn()
         if delay is None:
             return taken
-        clock.seconds += delay
+        clock.at += delay
     raise AssertionError(f"still something to do after {number} turns: {shipping.status()}")
 
 
@@ -44,7 +45,7 @@ def points_of(sink: FakeSink, run_id: str) -> list[tuple[str, int]]:
     return sorted((key, step) for key, step, _, _ in sink.runs[sink.ids[run_id]])
 
 
-def test_creation_comes_first_then_points_then_tasks(spool: Spool, clock: FakeClock) -> None:
+def test_creation_comes_first_then_points_then_tasks(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     spool.add_points("r", 1, [point("a", step) for step in range(2500)])
     spool.enqueue("r", CREATE, SetTags(tags={"a": "b"}), FINISHED)
@@ -55,14 +56,14 @@ def test_creation_comes_first_then_points_then_tasks(spool: Spool, clock: FakeCl
     assert spool.mlflow_run("r") == ("1", "m0")
 
 
-def test_nothing_is_sent_before_the_run_is_created(spool: Spool, clock: FakeClock) -> None:
+def test_nothing_is_sent_before_the_run_is_created(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     spool.add_points("r", 1, [point("a", 1)])
     assert shipper(spool, sink, clock).turn() is None
     assert sink.sent == []
 
 
-def test_the_end_is_told_after_the_last_point(spool: Spool, clock: FakeClock) -> None:
+def test_the_end_is_told_after_the_last_point(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     spool.enqueue("r", CREATE, FINISHED)
     spool.add_points("r", 1, [point("a", step) for step in range(15_000)])
@@ -75,7 +76,9 @@ def test_the_end_is_told_after_the_last_point(spool: Spool, clock: FakeClock) ->
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_sink_that_fails_at_random_gets_everything_once(spool: Spool, clock: FakeClock, seed: int) -> None:
+def test_a_sink_that_fails_at_random_gets_everything_once(
+    spool: Spool, clock: TurnedClock, seed: int
+) -> None:
     rng = random.Random(seed)
     sink = FakeSink(rng, failing=0.4)
     shipping = shipper(spool, sink, clock)
@@ -100,7 +103,7 @@ def test_a_sink_that_fails_at_random_gets_everything_once(spool: Spool, clock: F
     assert len(sink.runs) == len(sink.ids)
 
 
-def test_a_crash_after_acceptance_sends_the_same_again(spool: Spool, clock: FakeClock) -> None:
+def test_a_crash_after_acceptance_sends_the_same_again(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     spool.enqueue("r", CREATE)
     spool.add_points("r", 1, [point("a", step, step / 3) for step in range(10)])
@@ -114,7 +117,7 @@ def test_a_crash_after_acceptance_sends_the_same_again(spool: Spool, clock: Fake
     assert sink.runs["m0"] == accepted | {("a", 10, 1, 7.0)}
 
 
-def test_bad_points_are_found_and_the_others_arrive(spool: Spool, clock: FakeClock) -> None:
+def test_bad_points_are_found_and_the_others_arrive(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     sink.refuse = lambda run_id, thing: isinstance(thing, StoredPoint) and thing.step in (17, 640)
     spool.enqueue("r", CREATE, FINISHED)
@@ -126,7 +129,7 @@ def test_bad_points_are_found_and_the_others_arrive(spool: Spool, clock: FakeClo
     assert len(sink.sent) < 50
 
 
-def test_a_refused_task_is_recorded_and_passed_over(spool: Spool, clock: FakeClock) -> None:
+def test_a_refused_task_is_recorded_and_passed_over(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     sink.refuse = lambda run_id, thing: isinstance(thing, SetParams)
     spool.enqueue("r", CREATE, SetParams(params={"a": "b"}), SetDescription(text="x"))
@@ -135,7 +138,7 @@ def test_a_refused_task_is_recorded_and_passed_over(spool: Spool, clock: FakeClo
     assert [(failure.task.kind, failure.error) for failure in spool.failures()] == [("params", "bad task")]
 
 
-def test_a_run_that_always_fails_delays_no_other(spool: Spool, clock: FakeClock) -> None:
+def test_a_run_that_always_fails_delays_no_other(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     sink.break_down = lambda run_id, thing: run_id == "bad"
     spool.enqueue("bad", CREATE)
@@ -149,7 +152,7 @@ def test_a_run_that_always_fails_delays_no_other(spool: Spool, clock: FakeClock)
     assert shipping.status().last_error == "HTTP 500"
 
 
-def test_a_run_that_makes_the_server_hang_goes_last(spool: Spool, clock: FakeClock) -> None:
+def test_a_run_that_makes_the_server_hang_goes_last(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     sink.hang = lambda run_id: run_id == "bad"
     for run_id in ("bad", "good"):
@@ -158,21 +161,21 @@ def test_a_run_that_makes_the_server_hang_goes_last(spool: Spool, clock: FakeClo
     delay = shipping.turn()
     assert delay
     assert sink.ids == {}, "after a timeout nothing else is tried in this turn"
-    clock.seconds += delay
+    clock.at += delay
     shipping.turn()
     assert sink.kinds("good") == ["status"]
 
 
-def test_a_stuck_task_does_not_hold_up_its_run_for_ever(spool: Spool, clock: FakeClock) -> None:
+def test_a_stuck_task_does_not_hold_up_its_run_for_ever(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     sink.break_down = lambda run_id, thing: isinstance(thing, SetTags)
     spool.enqueue("r", CREATE, SetTags(tags={"a": "b"}), SetDescription(text="x"), FINISHED)
     shipping = shipper(spool, sink, clock)
     for _ in range(4):
-        clock.seconds += shipping.turn() or 0
+        clock.at += shipping.turn() or 0
     assert sink.kinds("r") == [], "order is kept while there is hope"
     for _ in range(4):
-        clock.seconds += shipping.turn() or 0
+        clock.at += shipping.turn() or 0
     assert sink.kinds("r") == ["description", "status"]
     assert [stored.task.kind for stored in spool.tasks("r")] == ["tags"]
     sink.break_down = lambda run_id, thing: False
@@ -180,19 +183,19 @@ def test_a_stuck_task_does_not_hold_up_its_run_for_ever(spool: Spool, clock: Fak
     assert sink.kinds("r")[-1] == "tags"
 
 
-def test_stuck_points_do_not_hold_up_tasks_for_ever(spool: Spool, clock: FakeClock) -> None:
+def test_stuck_points_do_not_hold_up_tasks_for_ever(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     sink.break_down = lambda run_id, thing: isinstance(thing, list)
     spool.enqueue("r", CREATE, FINISHED)
     spool.add_points("r", 1, [point("a", 1)])
     shipping = shipper(spool, sink, clock)
     for _ in range(7):
-        clock.seconds += shipping.turn() or 0
+        clock.at += shipping.turn() or 0
     assert sink.kinds("r") == ["status"]
     assert spool.waiting() == ["r"]
 
 
-def test_a_lost_database_is_told_everything_again(spool: Spool, clock: FakeClock) -> None:
+def test_a_lost_database_is_told_everything_again(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     spool.enqueue("r", CREATE, SetTags(tags={"a": "b"}))
     spool.add_points("r", 1, [point("a", step) for step in range(10)])
@@ -205,7 +208,7 @@ def test_a_lost_database_is_told_everything_again(spool: Spool, clock: FakeClock
     assert sink.kinds("r") == ["tags"]
 
 
-def test_a_run_deleted_in_mlflow_is_parked_until_it_is_restored(spool: Spool, clock: FakeClock) -> None:
+def test_a_run_deleted_in_mlflow_is_parked_until_it_is_restored(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     for run_id in ("r", "other"):
         spool.enqueue(run_id, CREATE)
@@ -220,12 +223,12 @@ def test_a_run_deleted_in_mlflow_is_parked_until_it_is_restored(spool: Spool, cl
     status = shipping.status()
     assert (status.pending_points, status.parked_runs, status.refused_points) == (0, 1, 0)
     sink.deleted.clear()
-    clock.seconds += 601
+    clock.at += 601
     turns(shipping, clock)
     assert points_of(sink, "r") == [("a", 1)]
 
 
-def test_a_refused_creation_parks_the_run(spool: Spool, clock: FakeClock) -> None:
+def test_a_refused_creation_parks_the_run(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     spool.enqueue("r", CREATE)
     sink.refuse = lambda run_id, thing: thing == "e"
@@ -233,12 +236,12 @@ def test_a_refused_creation_parks_the_run(spool: Spool, clock: FakeClock) -> Non
     turns(shipping, clock)
     assert "bad name" in spool.parked()["r"]
     sink.refuse = lambda run_id, thing: False
-    clock.seconds += 601
+    clock.at += 601
     turns(shipping, clock)
     assert spool.mlflow_run_id("r") == "m0"
 
 
-def test_refused_parameters_do_not_keep_the_run_away(spool: Spool, clock: FakeClock) -> None:
+def test_refused_parameters_do_not_keep_the_run_away(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     sink.refuse = lambda run_id, thing: isinstance(thing, CreateRun)
     spool.enqueue("r", CREATE, FINISHED)
@@ -249,7 +252,7 @@ def test_refused_parameters_do_not_keep_the_run_away(spool: Spool, clock: FakeCl
     assert [failure.task.kind for failure in spool.failures("r")] == ["create"]
 
 
-def test_a_checkpoint_takes_the_points_that_were_measured(spool: Spool, clock: FakeClock) -> None:
+def test_a_checkpoint_takes_the_points_that_were_measured(spool: Spool, clock: TurnedClock) -> None:
     """A metric of a logged model is stored as a point of the run too: it must be the same point."""
     sink = FakeSink()
     spool.enqueue("r", CREATE)
@@ -274,7 +277,7 @@ def test_a_checkpoint_takes_the_points_that_were_measured(spool: Spool, clock: F
     ]
 
 
-def test_an_unexpected_error_in_one_run_does_not_stop_the_others(spool: Spool, clock: FakeClock) -> None:
+def test_an_unexpected_error_in_one_run_does_not_stop_the_others(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
 
     def explode(run_id: str, thing: object) -> bool:
@@ -291,7 +294,7 @@ def test_an_unexpected_error_in_one_run_does_not_stop_the_others(spool: Spool, c
     assert "bug" in (shipping.status().last_error or "")
 
 
-def test_a_sink_that_cannot_be_made_is_reported_and_tried_again(spool: Spool, clock: FakeClock) -> None:
+def test_a_sink_that_cannot_be_made_is_reported_and_tried_again(spool: Spool, clock: TurnedClock) -> None:
     sink, missing = FakeSink(), [True]
 
     def make() -> FakeSink:
@@ -305,13 +308,13 @@ def test_a_sink_that_cannot_be_made_is_reported_and_tried_again(spool: Spool, cl
     assert shipping.status().last_error == "mlflow is not installed"
     assert delay
     missing.clear()
-    clock.seconds += delay
+    clock.at += delay
     turns(shipping, clock)
     assert shipping.status().last_error is None
 
 
 def test_backoff_doubles_to_15_seconds_with_jitter() -> None:
-    clock = FakeClock()
+    clock = TurnedClock()
     backoff = Backoff(clock, random.Random(3))
     waits = []
     for _ in range(9):
@@ -325,7 +328,7 @@ def test_backoff_doubles_to_15_seconds_with_jitter() -> None:
     assert (backoff.wait_s("x"), backoff.failures("x")) == (0, 0)
 
 
-def test_status_tells_how_far_behind(spool: Spool, clock: FakeClock) -> None:
+def test_status_tells_how_far_behind(spool: Spool, clock: TurnedClock) -> None:
     sink = FakeSink()
     shipping = shipper(spool, sink, clock)
     assert shipping.status().connected is None
@@ -339,7 +342,7 @@ def test_status_tells_how_far_behind(spool: Spool, clock: FakeClock) -> None:
     assert status.oldest_pending_s == pytest.approx(5.0)
     assert status.last_error == "connection refused"
     sink.down = False
-    clock.seconds += 20
+    clock.at += 20
     turns(shipping, clock)
     status = shipping.status()
     assert (status.connected, status.pending_points, status.oldest_pending_s, status.last_error) == (

@@ -14,7 +14,9 @@ from orchestrator.domain.rivalry import Eviction
 from orchestrator.domain.room import CONTEXT_BYTES, Grant, Room
 from orchestrator.domain.states import Reason, RunState
 from orchestrator.domain.why import explain
-from tests.simulation.world import GIB, Agent, World, demand_at, held_by
+from tests.simulation.books import demand_at, held_by
+from tests.simulation.fleet import GIB, Agent
+from tests.simulation.world import World
 
 FREE = {
     *(Reason.MOVED, Reason.PREEMPTED, Reason.UPGRADED, Reason.NODE_LOST, Reason.FENCED),

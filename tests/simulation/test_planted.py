@@ -17,7 +17,7 @@ from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.room import Grant, Room
 from orchestrator.domain.states import CONSEQUENCES, Reason, RunState, Then
 from orchestrator.domain.transitions import after_attempt
-from tests.simulation import world as simulated
+from tests.simulation import books, controller, world
 from tests.simulation.checks import BrokenPromiseError, check, promise
 from tests.simulation.world import World
 
@@ -72,17 +72,17 @@ def a_lost_machine_costs_a_retry(patch: Patch) -> None:
 
 
 def a_start_wins_over_a_cancel(patch: Patch) -> None:
-    after = simulated.after_attempt
+    after = controller.after_attempt
 
     def deaf(run: RunRecord, attempt: AttemptRecord, *rest: Any, **more: Any) -> RunRecord:
         return after(replace(run, stop=None), attempt, *rest, **more)
 
-    patch.setattr(simulated, "after_attempt", deaf)
+    patch.setattr(controller, "after_attempt", deaf)
 
 
 def what_has_ended_is_cancelled(patch: Patch) -> None:
     patch.setattr(World, "_some_run", lambda world: next(iter(world.runs.values()), None))
-    patch.setattr(simulated, "cancel", lambda run, now: replace(run, state=RunState.STOPPING))
+    patch.setattr(world, "cancel", lambda run, now: replace(run, state=RunState.STOPPING))
 
 
 def what_comes_back_is_forgotten(patch: Patch) -> None:
@@ -95,13 +95,13 @@ def backoff_never_ends(patch: Patch) -> None:
 
 
 def backoff_is_ignored(patch: Patch) -> None:
-    waiting_of = simulated.waiting_of
-    patch.setattr(simulated, "waiting_of", lambda run: replace(waiting_of(run), not_before=None))
+    waiting_of = books.waiting_of
+    patch.setattr(books, "waiting_of", lambda run: replace(waiting_of(run), not_before=None))
 
 
 def what_is_held_starts(patch: Patch) -> None:
-    waiting_of = simulated.waiting_of
-    patch.setattr(simulated, "waiting_of", lambda run: replace(waiting_of(run), held=False))
+    waiting_of = books.waiting_of
+    patch.setattr(books, "waiting_of", lambda run: replace(waiting_of(run), held=False))
 
 
 def equals_make_room_for_each_other(patch: Patch) -> None:
@@ -109,7 +109,7 @@ def equals_make_room_for_each_other(patch: Patch) -> None:
 
 
 def nobody_makes_room(patch: Patch) -> None:
-    patch.setattr(simulated, "evictions", lambda desk: [])
+    patch.setattr(controller, "evictions", lambda desk: [])
 
 
 def closed_nodes_are_used(patch: Patch) -> None:
@@ -143,26 +143,26 @@ def moves_go_down(patch: Patch) -> None:
 
 
 def the_unreachable_are_dead(patch: Patch) -> None:
-    found = simulated.verdict
+    found = controller.verdict
 
     def hasty(attempt: AttemptRecord, facts: Facts) -> Any:
         silent = found(attempt, facts)
         return Lost(Reason.NODE_LOST, silent.message) if isinstance(silent, Silent) else silent
 
-    patch.setattr(simulated, "verdict", hasty)
+    patch.setattr(controller, "verdict", hasty)
 
 
 def nobody_waits_for_sleepers(patch: Patch) -> None:
-    patch.setattr(simulated, "may_leave", lambda run, facts, fits: "no patience")
+    patch.setattr(controller, "may_leave", lambda run, facts, fits: "no patience")
 
 
 def what_comes_back_counts_nowhere(patch: Patch) -> None:
     """What still runs on a machine that is another Ray node now."""
-    patch.setattr(simulated, "running_of", lambda *a, **b: replace(running_of(*a, **b), node=""))
+    patch.setattr(books, "running_of", lambda *a, **b: replace(running_of(*a, **b), node=""))
 
 
 def memory_that_ran_out_is_forgotten(patch: Patch) -> None:
-    patch.setattr(simulated, "after_attempt", lambda *a, **b: replace(after_attempt(*a, **b), avoid=()))
+    patch.setattr(controller, "after_attempt", lambda *a, **b: replace(after_attempt(*a, **b), avoid=()))
 
 
 def limits_are_ignored_by_evictions(patch: Patch) -> None:

@@ -42,35 +42,61 @@ class Controller:
 
     def __init__(self, config: ControllerConfig, gateway: Gateway, clock: Clock = SYSTEM) -> None:
         self.config = config
+        self.gateway = gateway
+        self._clock = clock
         self.store = open_store(config.store_uri)
         self.store_id = store_id(self.store, create=True)
         self.ledger = Ledger(config.home.ledger_file)
         self.spool = Spool(config.home.points_file)
         self.live = LiveBoard(clock)
-        self.gateway = gateway
-        files = RunFiles(config.home.run_logs)
         self.health = NodeHealth(self.ledger, clock)
         self.estimates = Estimates(self.ledger, self.live, clock)
         book = NodeBook(Drains(config.home.drains_file, clock), clock)
         self.watcher = FleetWatcher(gateway, self.wake, lambda node: self.health.told(book.told(node)))
+        self.board = Board(self.ledger, self.live, clock, self.estimates.remaining)
+        self.scheduling = Scheduling(self.board, self.ledger, self.estimates, clock, config.upgrade_rest_s)
+        views = Views(self.ledger, self.spool, self.live, self.scheduling, self.estimates, self.watcher)
+        self.machines = Machines(book, self.watcher, views)
+        self.keeping = Keeping(self.ledger, self.store, clock)
+        self.probes = Probes(gateway, clock)
+        files = RunFiles(config.home.run_logs)
         tracking = Tracking(self.ledger, self.spool, self.store, clock, enabled=bool(config.mlflow_url))
-        self.outcomes = Outcomes(
+        self.outcomes = self._outcomes(tracking)
+        self.beats = self._beats(files, tracking)
+        self.service = self._service(files, tracking)
+        self.loop = self._loop()
+        self.shipper = (
+            Shipper(self.spool, lambda: MlflowSink(config.mlflow_url)) if config.mlflow_url else None
+        )
+
+    def _outcomes(self, tracking: Tracking) -> Outcomes:
+        return Outcomes(
             self.ledger,
             self.spool,
             self.store,
             self.live,
             tracking,
-            clock,
+            self._clock,
             self._release,
             self._attempt_ended,
             self._share,
         )
-        self.beats = Beats(
-            self.ledger, self.spool, files, self.live, self.outcomes, tracking, clock, self.wake, self._share
+
+    def _beats(self, files: RunFiles, tracking: Tracking) -> Beats:
+        return Beats(
+            self.ledger,
+            self.spool,
+            files,
+            self.live,
+            self.outcomes,
+            tracking,
+            self._clock,
+            self.wake,
+            self._share,
         )
-        self.board = Board(self.ledger, self.live, clock, self.estimates.remaining)
-        self.scheduling = Scheduling(self.board, self.ledger, self.estimates, clock, config.upgrade_rest_s)
-        self.service = Service(
+
+    def _service(self, files: RunFiles, tracking: Tracking) -> Service:
+        return Service(
             self.ledger,
             self.spool,
             self.store,
@@ -80,32 +106,26 @@ class Controller:
             self.scheduling,
             self.estimates,
             tracking,
-            clock,
-            config.mlflow_url,
+            self._clock,
+            self.config.mlflow_url,
             self.wake,
         )
-        views = Views(self.ledger, self.spool, self.live, self.scheduling, self.estimates, self.watcher)
-        self.machines = Machines(book, self.watcher, views)
-        self.keeping = Keeping(self.ledger, self.store, clock)
-        self.probes = Probes(gateway, clock)
-        sight = Sight(
-            self.ledger, self.live, self.outcomes, self.probes, self.health, self.scheduling.rooms, clock
-        )
-        self.loop = Loop(
-            config,
+
+    def _loop(self) -> Loop:
+        rooms = self.scheduling.rooms
+        sight = Sight(self.ledger, self.live, self.outcomes, self.probes, self.health, rooms, self._clock)
+        return Loop(
+            self.config,
             self.ledger,
             self.spool,
-            gateway,
+            self.gateway,
             self.watcher,
             self.live,
             self.outcomes,
             self.scheduling,
             sight,
-            Deadlines(self.ledger, self.outcomes, clock),
-            clock,
-        )
-        self.shipper = (
-            Shipper(self.spool, lambda: MlflowSink(config.mlflow_url)) if config.mlflow_url else None
+            Deadlines(self.ledger, self.outcomes, self._clock),
+            self._clock,
         )
 
     def start(self) -> None:

@@ -69,38 +69,17 @@ class Outcomes:
                 attempt = _note_rank(ledger, attempt, rank, outcome, now - timedelta(seconds=age_s))
                 if not gang.over(attempt):
                     return
-                end = gang.judged(attempt)
-                outcome = Outcome(
-                    reason=end.reason,
-                    message=end.message,
-                    exit_code=end.exit_code,
-                    last_step=attempt.last_step,
-                )
+                outcome = _of_all(attempt)
             owns = run.attempt == number and not run.state.final
             if owns:
                 run, attempt = reach(run, attempt, self._share(attempt))
-            left_at = attempt.ended_at
-            step = outcome.last_step if outcome.last_step is not None else self._live.step(run_id, number)
-            attempt = replace(
-                attempt,
-                phase=Phase.ENDED,
-                reason=outcome.reason,
-                message=outcome.message,
-                exit_code=outcome.exit_code,
-                last_step=step if step is not None else attempt.last_step,
-                ended_at=left_at or now,
-            )
+            attempt = self._ended_as(attempt, outcome, now)
             ledger.save_attempt(attempt)
             ledger.add_event(run_id, now, "attempt-ended", _describe(attempt, outcome))
             if owns:
+                share, message = self._share(attempt), _message(outcome)
                 run = after_attempt(
-                    run,
-                    attempt,
-                    outcome.reason,
-                    _message(outcome),
-                    now,
-                    committed=committed,
-                    share=self._share(attempt),
+                    run, attempt, outcome.reason, message, now, committed=committed, share=share
                 )
                 self._save(ledger, run)
             left = [a.number for a in ledger.attempts(run_id) if a.abandoned]
@@ -110,6 +89,20 @@ class Outcomes:
         self._ended(attempt)
         if owns:
             self._tracking.attempt_ended(run)
+
+    def _ended_as(self, attempt: AttemptRecord, outcome: Outcome, now: datetime) -> AttemptRecord:
+        """The attempt with its end. One that was given up before has ended then."""
+        live = self._live.step(attempt.run_id, attempt.number)
+        step = next((one for one in (outcome.last_step, live) if one is not None), attempt.last_step)
+        return replace(
+            attempt,
+            phase=Phase.ENDED,
+            reason=outcome.reason,
+            message=outcome.message,
+            exit_code=outcome.exit_code,
+            last_step=step,
+            ended_at=attempt.ended_at or now,
+        )
 
     def left(self, run: RunRecord) -> None:
         """The run waits for its attempt no longer: see :func:`orchestrator.domain.transitions.abandon`."""
@@ -177,6 +170,14 @@ def _note_rank(
     text = f"rank {rank} on {node} ended ({outcome.reason.value}: {what})"
     ledger.add_event(attempt.run_id, at, "rank-ended", text)
     return changed
+
+
+def _of_all(attempt: AttemptRecord) -> Outcome:
+    """How a gang ended whose ranks all have."""
+    end = gang.judged(attempt)
+    return Outcome(
+        reason=end.reason, message=end.message, exit_code=end.exit_code, last_step=attempt.last_step
+    )
 
 
 def _message(outcome: Outcome) -> str:

@@ -15,7 +15,7 @@ from tests.stack import Stack
 from tests.support import wait_until
 from tests.unit.agent.programs import train
 
-STEPS = 600
+STEPS = 400
 GAME = "orch-e2e-game"
 
 
@@ -33,7 +33,7 @@ def node(stack: Stack, name: str) -> dict[str, Any]:
 
 
 def counting(name: str) -> dict[str, Any]:
-    """A program that counts steps for half a minute, and saves when it is told to stop."""
+    """A program that counts steps for some seconds, and saves when it is told to stop."""
     argv = ["{python}", "-c", train(STEPS, every=50, pause=0.03)]
     pools = [{"pool": "laptop"}, {"pool": "gpu"}]
     return {"name": name, "command": {"argv": argv}, "placement": pools, "retries": 0}

@@ -31,7 +31,7 @@ def kinds(stack: Stack, run_id: str) -> list[str]:
 @pytest.mark.parametrize("seconds", [8, pytest.param(90, marks=LONG)])
 def test_a_node_that_sleeps_for_less_than_its_grace_goes_on(stack: Stack, text: Path, seconds: int) -> None:
     """Its run is unreachable after 8 s, Ray gives it up and starts there again, and its attempt goes on."""
-    steps = 600
+    steps = 400
     run_id = stack.submit(tiny_gpt("dozes", text, steps, migrate="never", away=300, retries=0))
     stack.wait_step(run_id, 100)
     with asleep(stack, "laptop"):
@@ -52,7 +52,7 @@ def test_a_node_that_sleeps_for_less_than_its_grace_goes_on(stack: Stack, text: 
 
 def test_a_node_that_sleeps_for_too_long_is_fenced_when_it_wakes(stack: Stack, text: Path) -> None:
     wait_until(lambda: node_state(stack, "laptop") == "ready", 60, stack.evidence)
-    steps = 800
+    steps = 400
     run_id = stack.submit(tiny_gpt("oversleeps", text, steps, migrate="never", away=15, retries=0))
     stack.wait_step(run_id, 100)
     with asleep(stack, "laptop"):

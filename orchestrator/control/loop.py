@@ -27,6 +27,8 @@ from orchestrator.store.spool import Spool
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+LAUNCHES = 8
+"""Attempts that are being launched at a time; a machine that does not answer holds one up for 30 s."""
 STALL_S = 20.0
 """A tick that comes this late means that this machine was asleep: silences of agents prove nothing."""
 
@@ -55,7 +57,9 @@ class Loop:
         self._clock = clock
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._launcher = ThreadPoolExecutor(4, thread_name_prefix="launch")
+        self._launcher = ThreadPoolExecutor(LAUNCHES, thread_name_prefix="launch")
+        # Apart: a launch can wait for what a release gives back.
+        self._releaser = ThreadPoolExecutor(2, thread_name_prefix="release")
         self._launching: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self.draining = False
@@ -71,6 +75,7 @@ class Loop:
         self._wake.set()
         self._thread.join(10)
         self._launcher.shutdown(wait=False, cancel_futures=True)
+        self._releaser.shutdown(wait=False, cancel_futures=True)
 
     def wake(self) -> None:
         """Something changed: look now."""
@@ -78,7 +83,8 @@ class Loop:
 
     def release(self, attempt: AttemptRecord) -> None:
         """Let Ray have the resources of an ended attempt back."""
-        self._launcher.submit(self._kill_actor, attempt.actor_name)
+        self._releaser.submit(self._kill_actor, attempt.actor_name)
+        self.wake()
 
     def _run(self) -> None:
         last = self._clock.boottime()

@@ -69,8 +69,8 @@ class Outcomes:
             if run.state.final:
                 ledger.add_event(run_id, now, run.state.value, run.message)
         self._live.forget(run_id, number)
-        self._replay_points(run, number)
         self._release(attempt)
+        self._replay_points(run, number)
         self._tracking.attempt_ended(run)
 
     def _replay_points(self, run: RunRecord, number: int) -> None:

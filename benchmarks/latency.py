@@ -60,9 +60,15 @@ def main() -> None:
         folder = Path(name)
         with running_stack(folder / "home", *nodes, data_dir=data) as stack:
             bench = Latency(stack, folder)
-            rows = bench.freed_slots(slots) + bench.cancels(slots)
-            rows += bench.handovers(rounds) + bench.starts(rounds)
-    report(rows, args.json, {"rounds": rounds, "slots": slots})
+            rows: list[Row] = []
+            for part, count in (
+                (bench.freed_slots, slots),
+                (bench.cancels, slots),
+                (bench.handovers, rounds),
+                (bench.starts, rounds),
+            ):
+                rows += part(count)
+                report(rows, args.json, {"rounds": rounds, "slots": slots})
 
 
 class Latency:
@@ -128,7 +134,8 @@ class Latency:
             last = max(point["time_ms"] for point in points if point["attempt"] == attempt)
             ours.append((first - last) / 1000)
             parts.append(self._parts(run, attempt, last / 1000))
-            step = min(point["step"] for point in points if point["attempt"] == attempt + 1) - 1
+            step = self._client.run(run).attempts[attempt].first_step
+            assert step is not None
             bare.append(self._bare(config, self._checkpoint(run, step)))
         self._client.cancel(run)
         self._stack.wait_state(run, "cancelled", timeout=WAIT_S)

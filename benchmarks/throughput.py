@@ -49,6 +49,7 @@ def main() -> None:
         stack = running.enter_context(running_stack(Path(folder) / "home", f"box:cpus={args.cpus}", up=up))
         if args.idle:
             rows += idle(stack, args.idle if not args.quick else min(args.idle, 20.0))
+            report(rows, args.json)
         ours = Ours(stack)
         contenders: dict[str, Callable[[int], float]] = {"ours": ours.run}
         if not args.no_peers:
@@ -62,7 +63,7 @@ def main() -> None:
             for name, run in contenders.items():
                 seconds[name].append(run(size))
                 print(f"batch {number + 1} {name}: {size / seconds[name][-1]:.2f} runs/s", flush=True)
-    rows += throughput(seconds, size) + ours.parts()
+        rows += throughput(seconds, size) + ours.parts()
     report(rows, args.json, {"batches": batches, "size": size, "cpus": args.cpus, "seconds": seconds})
 
 

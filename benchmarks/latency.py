@@ -202,6 +202,7 @@ class Latency:
         file.write_text(json.dumps(config))
         env = {**self._stack.env, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ORCH_CPUS": "1"}
         env |= {"ORCH_METRICS_FILE": str(metrics), "ORCH_CHECKPOINT_DIR": str(out), "ORCH_DEVICE": "cpu"}
+        env |= {"ORCH_RUN_ID": "bare", "ORCH_ATTEMPT": "1"}
         if checkpoint is not None:
             env["ORCH_RESTORE_DIR"] = str(checkpoint)
         argv = [sys.executable, "-m", "trainer", "--config", str(file), "--out", str(out)]

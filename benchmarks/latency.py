@@ -136,7 +136,12 @@ class Latency:
             parts.append(self._parts(run, attempt, last / 1000))
             step = self._client.run(run).attempts[attempt].first_step
             assert step is not None
-            bare.append(self._bare(config, self._checkpoint(run, step)))
+            trainer = self._stack.program(f"{run}-a{attempt + 1}")
+            trainer.suspend()  # The bare one has the machine to itself, as ours had.
+            try:
+                bare.append(self._bare(config, self._checkpoint(run, step)))
+            finally:
+                trainer.resume()
         self._client.cancel(run)
         self._stack.wait_state(run, "cancelled", timeout=WAIT_S)
         rows = [

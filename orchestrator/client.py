@@ -28,6 +28,8 @@ from orchestrator.messages import (
     GarbageRequest,
     GarbageView,
     Health,
+    LimitRequest,
+    LimitsView,
     LogPage,
     MoveRequest,
     NodeView,
@@ -38,6 +40,7 @@ from orchestrator.messages import (
     SubmitRequest,
     Submitted,
     TagRequest,
+    WhyView,
 )
 from orchestrator.messages import Problem as ProblemBody
 
@@ -78,6 +81,7 @@ class LogPlace:
     attempt: int = 0
     """0: before the first attempt."""
     offset: int = 0
+    rank: int = 0
 
 
 class Client:
@@ -172,6 +176,34 @@ class Client:
         """Save a run and go on with it in another pool."""
         return self._one(RunView, "POST", _run_path(ref, "move"), body=MoveRequest(pool=pool))
 
+    def queue(self) -> list[RunView]:
+        """Runs that wait, in the order in which they are looked at."""
+        return self._many(RunView, "/v1/queue")
+
+    def why(self, ref: str) -> WhyView:
+        """What stands in the way of a run."""
+        return self._one(WhyView, "GET", _run_path(ref, "why"))
+
+    def hold(self, ref: str) -> RunView:
+        """Hold a run back: it does not start, or not again, until it is released."""
+        return self._one(RunView, "POST", _run_path(ref, "hold"))
+
+    def release(self, ref: str) -> RunView:
+        """Let a run that was held back start again."""
+        return self._one(RunView, "POST", _run_path(ref, "release"))
+
+    def top(self, ref: str) -> RunView:
+        """Let a run go before all others of its priority."""
+        return self._one(RunView, "POST", _run_path(ref, "top"))
+
+    def limits(self) -> LimitsView:
+        """Most attempts at a time, by pool and experiment."""
+        return self._one(LimitsView, "GET", "/v1/limits")
+
+    def set_limit(self, request: LimitRequest) -> LimitsView:
+        """Set a limit, or take it away."""
+        return self._one(LimitsView, "PUT", "/v1/limits", body=request)
+
     def checkpoints(self, ref: str) -> list[CheckpointView]:
         """Committed checkpoints of a run."""
         return self._many(CheckpointView, _run_path(ref, "checkpoints"))
@@ -196,12 +228,14 @@ class Client:
         """Measurements of a run; all metrics where no key is given."""
         return self._many(PointView, _run_path(ref, "points"), {"key": list(keys)})
 
-    def logs(self, ref: str, attempt: int | None = None, offset: int = 0, wait_s: float = 0.0) -> LogPage:
-        """A piece of an attempt's output (the newest attempt's when None).
+    def logs(
+        self, ref: str, attempt: int | None = None, offset: int = 0, wait_s: float = 0.0, rank: int = 0
+    ) -> LogPage:
+        """A piece of an attempt's output (the newest attempt's when None), or of one rank of it.
 
         The controller waits up to `wait_s` for some where there is none yet.
         """
-        query = {"attempt": attempt, "offset": offset, "wait": wait_s or None}
+        query = {"attempt": attempt, "offset": offset, "wait": wait_s or None, "rank": rank or None}
         return self._one(LogPage, "GET", _run_path(ref, "logs"), query)
 
     def links(self, refs: Sequence[str]) -> dict[str, str]:
@@ -214,6 +248,14 @@ class Client:
     def nodes(self) -> list[NodeView]:
         """Machines of the cluster."""
         return self._many(NodeView, "/v1/nodes")
+
+    def drain(self, node: str, *, undo: bool = False) -> NodeView:
+        """Start nothing new on a node, and have what runs there go on elsewhere; `undo`: use it again.
+
+        NotFoundError names the nodes there are.
+        """
+        path = f"/v1/nodes/{quote(node, safe='')}/drain"
+        return self._one(NodeView, "DELETE" if undo else "POST", path)
 
     def health(self) -> Health:
         """Who answers. Without a token only `version` is filled."""
@@ -300,7 +342,8 @@ class Client:
         while True:
             asked = self._clock.monotonic()
             try:
-                page = self.logs(run, place.attempt or None, place.offset, LOG_WAIT_S if follow else 0.0)
+                wait_s = LOG_WAIT_S if follow else 0.0
+                page = self.logs(run, place.attempt or None, place.offset, wait_s, place.rank)
             except UnavailableError as e:
                 away = Away(asked - heard, e)
                 if not follow or away.seconds > patience_s:

@@ -14,6 +14,8 @@ Environment variables (all optional):
 ``ORCH_ARTIFACT_DIR``       files left here are kept with the run
 ``ORCH_DEVICE``             ``cpu`` or ``cuda``: what the placement granted
 ``ORCH_CPUS``               how many threads the placement granted
+``ORCH_GPU_MEMORY``         bytes of the GPU that the program may use, where it shares one; see
+                            :func:`gpu_allowance`
 ``ORCH_CACHE_DIR``          what later runs on this node can use again; the user's cache when unset
 ``ORCH_COMPILED_WANTED``    folder for an empty file named by the key of the compiled step that is needed. It
                             goes once the step is in the cache or cannot be had. Unset where none are shared
@@ -22,6 +24,10 @@ Environment variables (all optional):
 ``SIGTERM`` means "save and stop"; exit code :data:`EXIT_SAVED` answers "saved, resume me" and
 :data:`EXIT_USER_ERROR` "the configuration or data is wrong, trying again will not help". Exit code 0 always
 means "finished", also after SIGTERM.
+
+A program of several ranks finds ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and
+``MASTER_PORT`` as torchrun sets them. Rank 0's checkpoints, metrics and artifacts are kept. A rank that ends
+only because another has gone says so with exit code :data:`EXIT_LOST_RANK`.
 """
 
 from __future__ import annotations
@@ -44,6 +50,8 @@ EXIT_SAVED: Final = 75
 """Saved a checkpoint after SIGTERM and ended; the run is not finished."""
 EXIT_USER_ERROR: Final = 78
 """The last line on stderr says what the user has to change."""
+EXIT_LOST_RANK: Final = 76
+"""Another rank has ended or does not answer; what is to blame, that one knows."""
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a disk that is full: they pass once somebody makes room."""
@@ -51,6 +59,9 @@ _UNWRITTEN_MOST: Final = 64 << 20
 
 BESIDE_TRAINING: Final = 10
 """Niceness of what goes on beside training: a ninth of the time where somebody else wants the processor."""
+
+GPU_CONTEXT: Final = 512 << 20
+"""Bytes of a GPU that CUDA takes for each process before the program has any; an upper estimate."""
 
 DATASET_FILE: Final = "dataset.json"
 """Optional artifact: ``{"name": …, "digest": …, "profile": {…}}`` of the data that the program trains on."""
@@ -69,6 +80,11 @@ def yield_processor() -> None:
     with contextlib.suppress(OSError):  # a sandbox may forbid it; then it competes
         now = os.getpriority(os.PRIO_PROCESS, thread)
         os.setpriority(os.PRIO_PROCESS, thread, max(now, BESIDE_TRAINING))
+
+
+def gpu_allowance(share: int) -> int:
+    """Bytes that a program may allocate of its share of a GPU: CUDA's own part comes from it too."""
+    return max(share - GPU_CONTEXT, share // 2)
 
 
 def step_name(step: int) -> str:
@@ -90,6 +106,8 @@ class RunContext(Protocol):
     device: str | None
     """``cpu``, ``cuda`` or None: the program decides."""
     cpus: int | None
+    gpu_memory: int | None
+    """Bytes of the GPU that this process may use, CUDA's own included; None: all."""
     restore_dir: Path | None
     checkpoint_dir: Path | None
     artifact_dir: Path | None
@@ -117,6 +135,7 @@ class NullContext:
     attempt: int = 1
     device: str | None = None
     cpus: int | None = None
+    gpu_memory: int | None = None
 
     def __init__(self, checkpoint_dir: Path | None = None, restore_dir: Path | None = None) -> None:
         self.checkpoint_dir = checkpoint_dir
@@ -144,6 +163,7 @@ class EnvContext:
         self.attempt = int(env.get("ORCH_ATTEMPT", "1"))
         self.device = env.get("ORCH_DEVICE")
         self.cpus = int(env["ORCH_CPUS"]) if "ORCH_CPUS" in env else None
+        self.gpu_memory = int(env["ORCH_GPU_MEMORY"]) if "ORCH_GPU_MEMORY" in env else None
         self.restore_dir = _path(env, "ORCH_RESTORE_DIR")
         self.checkpoint_dir = _path(env, "ORCH_CHECKPOINT_DIR")
         self.artifact_dir = _path(env, "ORCH_ARTIFACT_DIR")

@@ -80,6 +80,7 @@ class RunView(_Message):
     val_loss: float | None = None
     tokens_per_s: float | None = None
     eta_s: float | None = None
+    """Seconds that it still has to train; for one that waits, once it has a place like those of before."""
     transfer: Transfer | None = None
     """A checkpoint that has been under way for more than a moment."""
     created_at: datetime
@@ -186,6 +187,20 @@ class GarbageView(_Message):
     """Why nothing could be done."""
 
 
+class GpuView(_Message):
+    """One GPU of a node."""
+
+    index: int = Field(ge=0)
+    """Its place among the GPUs that the node offers, from 0."""
+    name: str = Field(max_length=200)
+    memory: int = Field(ge=0)
+    """Bytes."""
+    foreign_memory: int = Field(default=0, ge=0)
+    """Bytes that processes which are not ours have taken."""
+    foreign_use: float = Field(default=0.0, ge=0, le=1)
+    """Share of the time in which such processes keep it busy."""
+
+
 class NodeView(_Message):
     """One machine of the cluster."""
 
@@ -201,6 +216,21 @@ class NodeView(_Message):
     memory: int = 0
     """Bytes that the node offers to runs."""
     runs: list[str] = Field(default_factory=list)
+    gpu_states: list[GpuView] = Field(default_factory=list)
+    """As the node said last; empty where it has not said anything for a while."""
+    closed: str = ""
+    """Why nothing new starts there, in words; empty where it may."""
+    draining: bool = False
+    drained: bool = False
+    """It is being drained, and nothing runs there any more."""
+    excluded: str = ""
+    """Why it is passed over for a while: runs have failed there."""
+    busy: str = ""
+    """What its owner uses it for, in words; empty where it is free."""
+    yields: bool = False
+    """Whether what runs there goes while its owner uses it."""
+    silent_s: float | None = None
+    """Seconds since it last spoke of itself; None where it never has since the controller started."""
 
 
 class PlanLine(_Message):
@@ -221,6 +251,50 @@ class PlanView(_Message):
     """Runs that go first."""
     restore: str | None = None
     """Checkpoint that it would begin from."""
+
+
+class WhyNode(_Message):
+    """What one node says to one variant."""
+
+    node: str
+    why: str
+    """Empty where it fits."""
+    until: datetime | None = None
+    """When that is expected to end, where it is known."""
+
+
+class WhyVariant(_Message):
+    """What one variant meets."""
+
+    variant: Variant
+    node: str | None
+    """Where it would start now."""
+    why: str
+    nodes: list[WhyNode] = Field(default_factory=list)
+
+
+class WhyView(_Message):
+    """Why a run waits; without variants where it does not."""
+
+    run: RunView
+    first: str = ""
+    """What stands in the way of all variants."""
+    variants: list[WhyVariant] = Field(default_factory=list)
+
+
+class LimitRequest(_Message):
+    """Most attempts at a time in a pool or of an experiment; None takes the limit away."""
+
+    kind: Literal["pool", "experiment"]
+    name: str = Field(min_length=1, max_length=63)
+    most: int | None = Field(default=None, ge=0)
+
+
+class LimitsView(_Message):
+    """Limits that are set, by name."""
+
+    pools: dict[str, int] = Field(default_factory=dict)
+    experiments: dict[str, int] = Field(default_factory=dict)
 
 
 class PointView(_Message):
@@ -306,8 +380,18 @@ class CheckpointNote(_Message):
     sha256: str = ""
 
 
+class NodeNote(_Message):
+    """What a node says of itself every few seconds."""
+
+    gpus: list[GpuView] = Field(default_factory=list, max_length=64)
+    busy: str = Field(default="", max_length=500)
+    """Why its owner needs it now, in words; empty where it is free."""
+    yields: bool = False
+    """Whether what runs there has to save and go, too."""
+
+
 class Outcome(_Message):
-    """How an attempt ended."""
+    """How an attempt ended, or one rank of it."""
 
     reason: Reason
     message: str = ""
@@ -315,10 +399,26 @@ class Outcome(_Message):
     last_step: int | None = None
 
 
+class Rendezvous(_Message):
+    """Where the ranks of a gang meet, and the checkpoint that all of them go on from. Rank 0 says it."""
+
+    host: str
+    port: int = Field(ge=1, le=65535)
+    run: str | None = None
+    """Whose checkpoint; None where they begin with none of the store."""
+    step: int | None = None
+    checkpoint: str = ""
+    """Its id in the run log."""
+    path: bool = False
+    """They begin from the plain directory that the job names."""
+
+
 class Beat(_Message):
     """What an agent says about once a second. Repeating one changes nothing."""
 
     phase: Phase
+    rank: int = Field(default=0, ge=0)
+    """Who speaks. Only rank 0 reports the run's state, points and checkpoints."""
     pid: int
     boot_id: str = ""
     device: str | None = None
@@ -333,7 +433,11 @@ class Beat(_Message):
     timings: dict[str, float] = Field(default_factory=dict)
     """Seconds of each part of the start, by name."""
     transfer: Transfer | None = None
+    rendezvous: Rendezvous | None = None
+    """Of rank 0 of a gang, once it has claimed the run and restored."""
     outcome: Outcome | None = None
+    outcome_age_s: float = Field(default=0.0, ge=0)
+    """Seconds since the program ended, when this was sent. No two clocks need agree for it."""
 
 
 class BeatReply(_Message):
@@ -347,6 +451,8 @@ class BeatReply(_Message):
     log_offset: int = 0
     """Bytes of this attempt's log that the controller has."""
     mlflow_run_id: str | None = None
+    rendezvous: Rendezvous | None = None
+    """Given once every rank of a gang is there."""
 
 
 class Problem(_Message):

@@ -12,6 +12,12 @@
                          10 GB or a tenth of the disk when unset, whichever is less
 ``ORCH_SHARE_COMPILED``  ``1`` on a node that takes compiled steps from the object store and puts its own
                          there; they are native code: whoever can write to the store can run code on it
+``ORCH_UPGRADE_REST``    seconds that an attempt stays where it began before it may be moved to a better
+                         placement; of the controller, 60 when unset
+``ORCH_PIN_CPUS``        ``0`` on a node that lets programs run on any processor; otherwise each keeps to as
+                         many as it was granted, which no other run has
+``ORCH_CPU_REGISTER``    folder where runs note their processors; containers that share a machine's processors
+                         have to share it; ``/dev/shm`` when unset
 ``ORCH_CACHE_DIR``       where the trainer keeps them and other things; the user's cache when unset
 =======================  =========================================================================
 
@@ -98,6 +104,11 @@ class Home:
         return self.controller / "ledger.db"
 
     @property
+    def drains_file(self) -> Path:
+        """Which nodes are being drained."""
+        return self.controller / "draining.json"
+
+    @property
     def points_file(self) -> Path:
         """SQLite spool of metric points."""
         return self.controller / "points.db"
@@ -168,12 +179,23 @@ def size(name: str, environ: Mapping[str, str] | None = None) -> int | None:
     return int(amount)
 
 
-def flag(name: str, environ: Mapping[str, str] | None = None) -> bool:
-    """Whether an environment variable is ``1``. SetupError where it is neither that nor ``0`` nor empty."""
+def seconds(name: str, default: float, environ: Mapping[str, str] | None = None) -> float:
+    """A number of seconds; `default` where it is unset or empty. SetupError where it is no number."""
+    text = (os.environ if environ is None else environ).get(name, "").strip()
+    if not re.fullmatch(r"(\d{1,9}(\.\d{1,3})?)?", text, re.ASCII):
+        raise SetupError(f"{name} is {text!r}, which is no number of seconds", remedy=f"Write {name}=60.")
+    return float(text) if text else default
+
+
+def flag(name: str, environ: Mapping[str, str] | None = None, *, default: bool = False) -> bool:
+    """Whether an environment variable is ``1``; the default where it is empty or unset.
+
+    SetupError where it is neither that nor ``0``.
+    """
     text = (os.environ if environ is None else environ).get(name, "").strip()
     if text not in ("", "0", "1"):
         raise SetupError(f"{name} is {text!r}", remedy=f"Write {name}=1 or {name}=0.")
-    return text == "1"
+    return text == "1" if text else default
 
 
 def _amount(text: str, *, per_second: bool) -> float | None:

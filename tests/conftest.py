@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-_ONE_BY_ONE = ("tests/e2e", "tests/integration/test_gateway", "tests/integration/test_stack")
+_ONE_BY_ONE = (
+    "tests/e2e",
+    "tests/integration/test_gang",
+    "tests/integration/test_gateway",
+    "tests/integration/test_stack",
+)
 """Tests of whole clusters, which would get into each other's way."""
 _LONG = ("tests/integration/test_compiled", "tests/unit/trainer", "tests/integration/test_trainer")
 

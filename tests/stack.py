@@ -150,12 +150,17 @@ class Stack:
 
 @contextmanager
 def running_stack(
-    home: Path, *nodes: str, data_dir: Path | None = None, up: tuple[str, ...] = ()
+    home: Path,
+    *nodes: str,
+    data_dir: Path | None = None,
+    up: tuple[str, ...] = (),
+    env: dict[str, str] | None = None,
 ) -> Iterator[Stack]:
     """A stack with these nodes (`laptop:cpus=1`), ended whatever happens."""
     home.mkdir(parents=True, exist_ok=True)
     (home / "user").mkdir(exist_ok=True)
     stack = Stack(home, data_dir)
+    stack.env |= env or {}
     flags = [flag for node in nodes for flag in ("--node", node)]
     try:
         stack.orch("up", *flags, *up, timeout=180)

@@ -117,4 +117,8 @@ def _steps(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    # What is to be said is said by the exit code. Python's own end would let the signal kill us, for instance
+    # where another rank was told to stop first and this one has agreed.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(code)

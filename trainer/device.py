@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from orchestrator.contract import RunContext
+from orchestrator.contract import RunContext, gpu_allowance
 from trainer import processor
 from trainer.checkpoint import Environment
 from trainer.config import TrainerConfig
@@ -72,6 +72,8 @@ def choose_hardware(config: TrainerConfig, context: RunContext) -> Hardware:
         UserError: the device is not there or was not granted.
     """
     device = _device(config.device, context.device)
+    if device.type == "cuda" and context.gpu_memory is not None:
+        keep_to_share(context.gpu_memory)
     threads = context.cpus or _all_cores()
     if context.cpus or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
@@ -79,6 +81,14 @@ def choose_hardware(config: TrainerConfig, context: RunContext) -> Hardware:
     if device.type == "cpu":
         _keep_memory()
     return Hardware(device, _dtype(config, device), torch.get_num_threads(), deterministic)
+
+
+def keep_to_share(share: int) -> None:
+    """Have this process allocate no more than this many bytes of its GPU, CUDA's own part included."""
+    local, count = os.environ.get("LOCAL_RANK", ""), torch.cuda.device_count()
+    index = int(local) if local.isdecimal() and int(local) < count else 0
+    fraction = gpu_allowance(share) / torch.cuda.get_device_properties(index).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, fraction), index)
 
 
 def _device(wanted: str, granted: str | None) -> torch.device:

@@ -3,6 +3,7 @@
 ::
 
     TrainerError            exit code 1: trying again may help
+    ├── LostRank            exit code 76: another rank has ended, and knows why
     ├── UserError           exit code 78: the configuration or data is wrong, trying again will not help
     ├── NoRoom              exit code 1: the disk is full
     └── DamagedCheckpoint   exit code 1: another copy of the checkpoint may be whole
@@ -10,7 +11,7 @@
 
 from __future__ import annotations
 
-from orchestrator.contract import EXIT_USER_ERROR
+from orchestrator.contract import EXIT_LOST_RANK, EXIT_USER_ERROR
 
 
 class TrainerError(Exception):
@@ -23,6 +24,12 @@ class UserError(TrainerError):
     """The configuration or the data is wrong."""
 
     exit_code = EXIT_USER_ERROR
+
+
+class LostRank(TrainerError):
+    """Another rank has ended or does not answer."""
+
+    exit_code = EXIT_LOST_RANK
 
 
 class NoRoom(TrainerError):

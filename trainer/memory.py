@@ -15,13 +15,14 @@ from trainer.errors import TrainerError
 from trainer.model_fast import LanguageModel
 
 
-def gpu_shortage(error: RuntimeError) -> str | None:
+def gpu_shortage(error: RuntimeError, share: int | None = None) -> str | None:
     """The first two sentences of a GPU's out-of-memory error, also where it spoiled the recording of a CUDA
-    graph; None for any other error."""
+    graph; None for any other error. `share` is how many bytes this process may use, where not all."""
     memory = error if isinstance(error, torch.OutOfMemoryError) else error.__context__
     if not isinstance(memory, torch.OutOfMemoryError):
         return None
-    return ". ".join(str(memory).split(". ")[:2])  # the rest are figures of the allocator
+    told = ". ".join(str(memory).split(". ")[:2])  # the rest are figures of the allocator
+    return told if share is None else f"this run's share is gpu_memory: {share / 2**30:.2f}GiB. {told}"
 
 
 def explain(error: RuntimeError, config: TrainerConfig) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.errors import TrainerError, UserError
+from trainer.errors import LostRank, UserError
 
 PATIENCE_S = 300.0
 """How long a rank waits for the others before it ends with an error: longer than to compile a step."""
@@ -78,7 +78,7 @@ class Ranks:
 class Gang(Ranks):
     """Several processes.
 
-    Every method must be called by all ranks in the same order. Each raises TrainerError when a rank has ended
+    Every method must be called by all ranks in the same order. Each raises LostRank when a rank has ended
     or does not answer within the patience, except that a GPU's :meth:`sum_gradient` is only queued: there it
     is the next control message that raises.
     """
@@ -145,7 +145,7 @@ class Gang(Ranks):
             yield
         except RuntimeError as e:  # torch.distributed's own errors, and gloo's, are RuntimeErrors
             reason = str(e).strip().partition("\n")[0]
-            raise TrainerError(
+            raise LostRank(
                 f"rank {self.rank} of {self.world} {what}: it has ended, or did not answer within "
                 f"{self._patience_s:.0f} s ({reason})"
             ) from e
@@ -156,7 +156,7 @@ def join(device: torch.device, env: Mapping[str, str] | None = None, patience_s:
 
     Raises:
         UserError: the environment names several ranks but not how to reach them.
-        TrainerError: they do not come within the patience.
+        LostRank: they do not come within the patience.
     """
     env = os.environ if env is None else env
     world = _number(env, "WORLD_SIZE", 1)

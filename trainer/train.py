@@ -59,7 +59,7 @@ def train(
     except OSError as e:
         raise TrainerError(f"cannot go on: {e}") from e
     except RuntimeError as e:
-        shortage = memory.gpu_shortage(e)
+        shortage = memory.gpu_shortage(e, context.gpu_memory)
         if shortage is None:
             memory.explain(e, config)
             raise

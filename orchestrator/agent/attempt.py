@@ -14,12 +14,13 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from orchestrator.agent.artifacts import Artifacts
 from orchestrator.agent.closing import Closing, Patience
 from orchestrator.agent.compiled import SharedSteps, cache_root
+from orchestrator.agent.cores import CoreRegister
 from orchestrator.agent.disk import DiskWatch
 from orchestrator.agent.fence import FenceWatch
 from orchestrator.agent.identity import boot_id, cpu_name, gpu_name, oom_kills
@@ -29,10 +30,12 @@ from orchestrator.agent.link import Link
 from orchestrator.agent.opening import Opened, Opening, Telling
 from orchestrator.agent.output import OutputLog
 from orchestrator.agent.program import Program, build_command
+from orchestrator.agent.rank import Crew, Discarding
 from orchestrator.agent.reporter import Reporter
-from orchestrator.agent.saver import Destination, Saver
+from orchestrator.agent.saver import Saver
 from orchestrator.agent.triggers import Triggers
 from orchestrator.agent.verdict import Ending, Stop, judge, judge_opening
+from orchestrator.agent.waking import Waking
 from orchestrator.agent.workdir import WorkDir, prune
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.domain.states import Phase, Reason
@@ -72,11 +75,9 @@ class Attempt:
         self._job = AgentJob.model_validate_json(folder.job.read_text())
         self._launch = LaunchNote.read(folder.launch)
         self._output = OutputLog(folder.output)
-        self._saver: Saver | None = None
+        self._saver: Saver | Discarding | None = None
         self._fence: FenceWatch | None = None
         self._shared: SharedSteps | None = None
-        self._kill_at: float | None = None
-        self._killed = False
         self._spawn_began = 0.0
         self._spawned_at: float | None = None
         self._end_noted = False
@@ -86,13 +87,16 @@ class Attempt:
         self._cache = NO_CACHE
         self._first_point_seen = False
         self._oom_kills = oom_kills()
+        self._waking = Waking(clock, lambda text: self._reporter.event(text))
         self._reporter = self._make_reporter()
+        self._crew = Crew(self._job, self._reporter)
         self._artifacts = Artifacts(
             self._link(), f"{self._path}/artifacts", folder.artifacts, self._reporter.event
         )
         self._disk = DiskWatch(folder.root, lambda: self._cache.trim(), self._reporter.event, clock)
         self._triggers = self._make_triggers()
-        self._program = Program(self._notify)
+        self._cores = CoreRegister()
+        self._program = Program(self._notify, clock)
 
     # ------------------------------------------------------------------ parts
 
@@ -108,7 +112,8 @@ class Attempt:
         return Link(self._job.controller_url, self._node_home / "token")
 
     def _make_reporter(self) -> Reporter:
-        first = Beat(phase=Phase.CLAIMING, pid=os.getpid(), boot_id=boot_id(), device=self._device)
+        rank = self._job.rank
+        first = Beat(phase=Phase.CLAIMING, rank=rank, pid=os.getpid(), boot_id=boot_id(), device=self._device)
         return Reporter(
             self._link(),
             f"{self._path}/beat",
@@ -127,6 +132,8 @@ class Attempt:
             deadline=None if left is None else self._clock.boottime() + left,
             reply=lambda: self._reporter.reply,
             fences=[lambda: self._reporter.fenced],
+            waking=self._waking,
+            limit=self._job.first_limit,
         )
 
     def _notify(self) -> None:
@@ -144,6 +151,7 @@ class Attempt:
         signal.signal(signal.SIGINT, self._on_signal)
         self._reporter.timing("agent_start", self._clock.monotonic() - self._launch.monotonic)
         self._reporter.start()
+        self._waking.start()
         try:
             outcome = self._live()
         except Exception as error:
@@ -156,6 +164,9 @@ class Attempt:
 
     def _live(self) -> Outcome:
         opening = self._open()
+        if opening.opened is not None and self._triggers.stop is None:
+            self._crew.call(opening.opened)
+            self._wait_for(lambda: self._crew.complete)
         if self._triggers.stop is not None:
             return judge(Ending(None, stop=self._triggers.stop))
         if opening.error is not None:
@@ -174,14 +185,17 @@ class Attempt:
             event=self._reporter.event,
             transfer=lambda moving: self._reporter.update(transfer=moving),
         )
-        opening = Opening(
-            self._job, self._node_home, self._folder.restore, telling, self._notify, self._clock
-        )
+        into = self._folder.restore
+        opening = self._crew.opening(self._node_home, into, telling, self._notify, self._clock)
         opening.start()
         self._folder.prepare()
-        while not opening.done and not self._triggers.look():
-            self._rest(POLL_S)
+        self._wait_for(lambda: opening.done)
         return opening
+
+    def _wait_for(self, there: Callable[[], bool]) -> None:
+        """Until it is so, or the attempt has to stop."""
+        while not there() and not self._triggers.look():
+            self._rest(POLL_S)
 
     def _spawn(self, opened: Opened) -> None:
         began = self._clock.monotonic()
@@ -196,6 +210,9 @@ class Attempt:
             resume=opened.directory,
             mlflow_run_id=self._job.mlflow_run_id or (reply.mlflow_run_id if reply else None),
             shared_cache=cache,
+            ranks=self._crew.environment(),
+            network=self._crew.network(),
+            cores=self._cores.take(self._job.variant.cpus) if opened.pins_cpus else (),
         )
         log.info("starting %s in %s", command.argv, command.cwd)
         self._start_followers(opened)
@@ -206,13 +223,13 @@ class Attempt:
         self._program.start(command)
 
     def _start_followers(self, opened: Opened) -> None:
-        to = Destination(self._job.node, self._device, self._job.store_uri, self._job.spec.checkpoint)
-        saver = Saver(self._folder, opened, to, self._reporter, self._notify, self._clock)
-        fence = FenceWatch(opened.claim, self._notify)
+        fence = FenceWatch(opened.claim, self._notify, clock=self._clock)
+        saver = self._crew.saver(self._folder, opened, self._device, self._notify, self._clock)
         self._triggers.fences += [lambda: saver.fenced, lambda: fence.fenced]
         saver.start()
         fence.start()
-        self._artifacts.start()
+        if self._job.rank == 0:
+            self._artifacts.start()
         self._saver, self._fence, self._cache = saver, fence, opened.cache
 
     def _share(self, opened: Opened, cache: Path) -> None:
@@ -239,7 +256,8 @@ class Attempt:
                 self._begin_stop()
             elif self._program.exit_code is not None:
                 self._end_leftovers()
-            self._kill_if_due()
+            if self._program.kill_if_due() and self._program.exit_code is None:
+                self._reporter.event("the program did not end in time and is killed")
         self._observe()
         self._note_end()
 
@@ -277,9 +295,9 @@ class Attempt:
         assert stop is not None
         log.info("stopping (%s): %s", stop.reason, stop.message)
         self._reporter.update(now=True, phase=Phase.SAVING)
-        if self._kill_at is None or self._program.exit_code is not None:
+        if not self._program.doomed or self._program.exit_code is not None:
             self._program.terminate()
-        self._kill_in(stop.grace_s)
+        self._program.kill_in(stop.grace_s)
 
     def _end_leftovers(self) -> None:
         """The program has ended; what it has started and left behind gets the same signals, once."""
@@ -287,26 +305,14 @@ class Attempt:
             return
         self._note_end()
         self._program.terminate()
-        if self._kill_at is None:
-            self._kill_in(LEFTOVER_GRACE_S)
+        if not self._program.doomed:
+            self._program.kill_in(LEFTOVER_GRACE_S)
 
     def _note_end(self) -> None:
         if not self._end_noted:
             self._end_noted, self._stop_at_end = True, self._triggers.stop
             self._disk_full_at_end = self._disk.look(now=True)
             log.info("the program has ended with code %s", self._program.exit_code)
-
-    def _kill_in(self, seconds: float) -> None:
-        at = self._clock.monotonic() + seconds
-        self._kill_at = at if self._kill_at is None else min(at, self._kill_at)
-
-    def _kill_if_due(self) -> None:
-        if self._kill_at is None or self._killed or self._clock.monotonic() < self._kill_at:
-            return
-        self._killed = True
-        if self._program.exit_code is None:
-            self._reporter.event("the program did not end in time and is killed")
-        self._program.kill()
 
     # ------------------------------------------------------------------ the end
 
@@ -331,7 +337,7 @@ class Attempt:
         if self._shared is not None:
             self._shared.end(self._patience.compiled, self._rest, self._triggers.look)
 
-    def _commit_patience(self, saver: Saver) -> float:
+    def _commit_patience(self, saver: Saver | Discarding) -> float:
         stop = self._final_stop()
         if stop is not None and stop.reason in _DECISIVE:
             return self._patience.cancelled
@@ -354,19 +360,22 @@ class Attempt:
             spawn_error=self._program.failed,
             last_lines=tuple(self._output.last_lines()),
             out_of_memory=kills is not None and self._oom_kills is not None and kills > self._oom_kills,
-            overran=self._killed,
+            overran=self._program.killed,
             disk_full=self._disk_full_at_end,
             unsaved=self._saver.unsaved,
+            ranks=self._job.world,
         )
 
     def _finish(self, outcome: Outcome) -> None:
         """Deliver everything, the outcome last, and leave only evidence."""
         self._output.finish()
+        self._cores.give_back()
         if self._fence is not None:
             self._fence.close()
         steps = (self._reporter.last_step, self._saver.last_step if self._saver else None)
         known = [step for step in steps if step is not None]
         outcome = outcome.model_copy(update={"last_step": max(known) if known else None})
+        self._reporter.program_ended = self._program.ended_at
         closing = Closing(
             self._folder,
             self._reporter,
@@ -376,7 +385,8 @@ class Attempt:
             lambda: self._triggers.terminated,
             self._clock,
         )
-        closing.run(outcome, with_artifacts=self._saver is not None and outcome.reason is not Reason.FENCED)
+        sending = isinstance(self._saver, Saver) and outcome.reason is not Reason.FENCED
+        closing.run(outcome, with_artifacts=sending)
 
     def _rest(self, seconds: float) -> None:
         """Sleep until something has changed, at most so long."""

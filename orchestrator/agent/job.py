@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.domain.limits import describe
+from orchestrator.domain.states import Reason
 from orchestrator.spec.models import RunSpec, Variant
 
 
@@ -36,4 +38,22 @@ class AgentJob(BaseModel):
     mlflow_run_id: str | None = None
     restore_from: RestoreFrom | None = None
     seconds_left: float | None = None
-    """What is left of the spec's max_duration."""
+    """How long it may run, from its start; counted on, while the machine sleeps."""
+    limit: Reason = Reason.TIME_LIMIT
+    """Which of the run's limits that is."""
+    gpu_ids: tuple[int, ...] = ()
+    """GPUs that the program may see, as indices into the node's own list."""
+    gpu_total: int | None = None
+    """Bytes of memory of the GPU that it shares with others, where that is known."""
+    rank: int = 0
+    world: int = 1
+    """Ranks of the attempt."""
+    local_rank: int = 0
+    """How many lower ranks are on the same node."""
+    address: str = ""
+    """The node's address, as other nodes reach it."""
+
+    @property
+    def first_limit(self) -> tuple[Reason, str]:
+        """The limit, also in words."""
+        return self.limit, describe(self.spec, self.limit)

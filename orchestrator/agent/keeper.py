@@ -9,11 +9,11 @@ The keeper is a small process between the agent and the program:
 * The keeper itself dies: the kernel kills the program (PR_SET_PDEATHSIG).
 * Descendants that leave the program's process group stay children of the keeper (PR_SET_CHILD_SUBREAPER).
 
-The agent writes one JSON line ``{"argv", "env", "cwd", "output"}``, then the words ``term`` and ``kill``,
-one a line. The keeper answers, one a line, ``pid N`` or ``failed TEXT``, then ``exit CODE`` (negative: the
-signal that ended it) when the program has ended and ``done`` when no descendant is left, and ends. ``term``
-goes to the program alone, as process managers do it: torch's data loaders die of a SIGTERM of their own,
-and a shell that has ended leaves children, which get the next ``term``.
+The agent writes one JSON line ``{"argv", "env", "cwd", "output", "cores"}``, then the words ``term`` and
+``kill``, one a line. The keeper answers, one a line, ``pid N`` or ``failed TEXT``, then ``exit CODE``
+(negative: the signal that ended it) when the program has ended and ``done`` when no descendant is left, and
+ends. ``term`` goes to the program alone, as process managers do it: torch's data loaders die of a SIGTERM of
+their own, and a shell that has ended leaves children, which get the next ``term``.
 """
 
 import ctypes
@@ -115,14 +115,14 @@ class Keeper:
                 _say(f"exit {os.waitstatus_to_exitcode(status)}")
 
 
-def _spawn(argv: list[str], env: dict[str, str], cwd: str, output: str) -> int:
+def _spawn(argv: list[str], env: dict[str, str], cwd: str, output: str, cores: list[int]) -> int:
     """The program's process id; OSError where it cannot be started."""
     keeper = os.getpid()
     problem, told = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            _become(argv, env, cwd, output, keeper)
+            _become(argv, env, cwd, output, cores, keeper)
         except OSError as error:
             text = f"{error.errno or 0} {error.filename or argv[0]}: {error.strerror}"
             os.write(told, text.encode(errors="replace"))
@@ -138,7 +138,9 @@ def _spawn(argv: list[str], env: dict[str, str], cwd: str, output: str) -> int:
     return child
 
 
-def _become(argv: list[str], env: dict[str, str], cwd: str, output: str, keeper: int) -> None:
+def _become(
+    argv: list[str], env: dict[str, str], cwd: str, output: str, cores: list[int], keeper: int
+) -> None:
     os.setsid()
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != keeper:
@@ -153,12 +155,22 @@ def _become(argv: list[str], env: dict[str, str], cwd: str, output: str, keeper:
         signal.SIGXFSZ,
     ):
         signal.signal(number, signal.SIG_DFL)
+    _pin(cores)
     os.chdir(cwd)
     out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (out, 1), (out, 2)):
         os.dup2(source, target)
     os.execvpe(argv[0], argv, env)
+
+
+def _pin(cores: list[int]) -> None:
+    """Run on these processors only; on all where one of them is not there any more."""
+    if cores:
+        try:
+            os.sched_setaffinity(0, cores)
+        except OSError:
+            return
 
 
 def _descendants() -> list[int]:

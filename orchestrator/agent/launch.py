@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,22 +60,39 @@ class AgentHandle:
         return ProcessId(self.pid, self.create_time).alive()
 
 
-def attempt_dir(node_home: Path, run_id: str, attempt: int) -> Path:
-    """Folder of one attempt on its node."""
-    return node_home / "attempts" / f"{run_id}-a{attempt}"
+def attempt_dir(node_home: Path, run_id: str, attempt: int, rank: int = 0) -> Path:
+    """Folder of one attempt, or of a rank of it, on its node."""
+    name = f"{run_id}-a{attempt}"
+    return node_home / "attempts" / (f"{name}-r{rank}" if rank else name)
 
 
-def start_agent(job: AgentJob, node_home: Path, gpu_ids: list[str], watch_pid: int) -> AgentHandle:
+def node_gpus(environ: Mapping[str, str]) -> list[str]:
+    """The GPUs of this node in order, as CUDA_VISIBLE_DEVICES names them; the node's supervisor says."""
+    return [name for name in environ.get("ORCH_NODE_GPUS", "").split(",") if name]
+
+
+def granted_gpus(job: AgentJob, gpus: Sequence[str]) -> list[str]:
+    """The names of the granted ones among the node's GPUs. SetupError where it has not so many."""
+    if any(index >= len(gpus) for index in job.gpu_ids):
+        raise SetupError(
+            f"GPU {max(job.gpu_ids)} was granted, but node {job.node} has {len(gpus)}, counted from 0",
+            remedy="`orch up` or `orch join` counts them anew.",
+        )
+    return [gpus[index] for index in job.gpu_ids]
+
+
+def start_agent(job: AgentJob, node_home: Path, gpus: Sequence[str], watch_pid: int) -> AgentHandle:
     """Start the agent of an attempt; it runs on when the caller dies, and notices that by itself.
 
-    The agent stops its program once the process `watch_pid` has ended. The program sees the GPUs in
-    `gpu_ids` and no others. Raises ConflictError where this attempt was started on this node before,
-    SetupError where the agent cannot be started.
+    The agent stops its program once the process `watch_pid` has ended. Of the node's `gpus` the program sees
+    those that the job names, and no others. Raises ConflictError where this attempt was started on this node
+    before, SetupError where the agent cannot be started.
     """
     watched = identify(watch_pid)
     if watched is None:
         raise SetupError(f"process {watch_pid}, which the agent should watch, does not exist")
-    folder = WorkDir(attempt_dir(node_home, job.run_id, job.attempt))
+    gpu_ids = granted_gpus(job, gpus)
+    folder = WorkDir(attempt_dir(node_home, job.run_id, job.attempt, job.rank))
     try:
         folder.root.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.root.mkdir(mode=0o700)
@@ -105,6 +122,8 @@ def agent_environment(base: Mapping[str, str], node_home: Path, gpu_ids: list[st
         del env["PYTHONBREAKPOINT"]
     env["ORCH_NODE_HOME"] = str(node_home)
     env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_ids)
+    # CUDA counts the fastest first, everybody else by place on the bus.
+    env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     return env
 
 

@@ -53,6 +53,8 @@ class Opened:
     """Where this node keeps checkpoints, so as not to fetch them."""
     shares_compiled: bool = False
     """Whether this node takes compiled steps from the store."""
+    pins_cpus: bool = True
+    """Whether programs on this node get processors of their own."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ class Opening:
     def _run(self) -> None:
         try:
             shares = flag("ORCH_SHARE_COMPILED")
-            self.opened = replace(self._open(), shares_compiled=shares)
+            pins = flag("ORCH_PIN_CPUS", default=True)
+            self.opened = replace(self._open(), shares_compiled=shares, pins_cpus=pins)
         except OrchError as error:
             self.error = error
         except Exception as error:

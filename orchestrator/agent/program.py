@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from orchestrator.agent.gpu_share import gpu_share
 from orchestrator.agent.identity import session_members
 from orchestrator.agent.job import AgentJob
 from orchestrator.agent.workdir import WorkDir
+from orchestrator.clock import SYSTEM, Clock
 from trainer.config import TrainerConfig
 
 _KEEPER = Path(__file__).with_name("keeper.py")
@@ -37,6 +40,8 @@ class Command:
     env: dict[str, str]
     cwd: str
     output: str
+    cores: list[int] = field(default_factory=list)
+    """Processors that it may run on; all where there are none."""
 
 
 def build_command(
@@ -48,9 +53,13 @@ def build_command(
     resume: Path | None,
     mlflow_run_id: str | None,
     shared_cache: Path | None = None,
+    ranks: Mapping[str, str] = MappingProxyType({}),
+    network: Mapping[str, str] = MappingProxyType({}),
+    cores: Sequence[int] = (),
 ) -> Command:
     """The command of an attempt; writes the trainer's configuration where the spec has one. With
-    `shared_cache` the trainer keeps compiled steps there, and asks for those that it lacks.
+    `shared_cache` the trainer keeps compiled steps there, and asks for those that it lacks. `ranks` is what a
+    gang needs besides, and `network` too where the spec does not say otherwise.
     """
     extra: dict[str, str] = {}
     cwd = str(folder.program)
@@ -64,8 +73,9 @@ def build_command(
     contract = _contract(job, folder, gpus=gpus, resume=resume, mlflow_run_id=mlflow_run_id)
     if shared_cache is not None:
         contract |= {"ORCH_CACHE_DIR": str(shared_cache), "ORCH_COMPILED_WANTED": str(folder.wanted)}
-    env = {**_inherited(base_env), "PYTHONUNBUFFERED": "1", **extra, **contract}
-    return Command(argv, env, cwd, str(folder.output))
+    inherited = {**_inherited(base_env), "PYTHONUNBUFFERED": "1", **network, **extra}
+    env = {**inherited, **contract, **ranks, **gpu_share(job, argv, inherited)}
+    return Command(argv, env, cwd, str(folder.output), list(cores))
 
 
 def _trainer_config(job: AgentJob) -> TrainerConfig:
@@ -98,13 +108,14 @@ def _contract(
         "ORCH_RUN_ID": job.run_id,
         "ORCH_ATTEMPT": str(job.attempt),
         "ORCH_CHECKPOINT_DIR": str(folder.checkpoints),
-        "ORCH_METRICS_FILE": str(folder.metrics),
         "ORCH_ARTIFACT_DIR": str(folder.artifacts),
         "ORCH_DEVICE": "cuda" if gpus else "cpu",
         "ORCH_CPUS": threads,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
     }
+    if job.rank == 0:
+        env["ORCH_METRICS_FILE"] = str(folder.metrics)
     if resume is not None:
         env["ORCH_RESTORE_DIR"] = str(resume)
     if job.mlflow_uri:
@@ -121,7 +132,7 @@ class Program:
     changed.
     """
 
-    def __init__(self, notify: Callable[[], None]) -> None:
+    def __init__(self, notify: Callable[[], None], clock: Clock = SYSTEM) -> None:
         self.pid: int | None = None
         self.failed: str | None = None
         """Why it could not be started."""
@@ -129,6 +140,12 @@ class Program:
         """Negative: the number of the signal that ended it."""
         self.done = False
         """Neither the program nor a descendant of it runs."""
+        self.killed = False
+        """It did not end in the time that it got, by :meth:`kill_in`."""
+        self._clock = clock
+        self._kill_at: float | None = None
+        self.ended_at: float | None = None
+        """When, in boot-time seconds of the clock."""
         self._notify = notify
         self._keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_KEEPER)],
@@ -148,6 +165,24 @@ class Program:
     def kill(self) -> None:
         """SIGKILL to the program and every descendant."""
         self._tell("kill")
+
+    @property
+    def doomed(self) -> bool:
+        """Whether it will be killed if it does not end."""
+        return self._kill_at is not None
+
+    def kill_in(self, seconds: float) -> None:
+        """Have it killed that late, unless an earlier time was set before."""
+        at = self._clock.monotonic() + seconds
+        self._kill_at = at if self._kill_at is None else min(at, self._kill_at)
+
+    def kill_if_due(self) -> bool:
+        """Kill it when its time has come; True then, once."""
+        if self._kill_at is None or self.killed or self._clock.monotonic() < self._kill_at:
+            return False
+        self.killed = True
+        self.kill()
+        return True
 
     def close(self) -> None:
         """Kill whatever still runs, and end the keeper."""
@@ -180,7 +215,7 @@ class Program:
             if word == "pid":
                 self.pid = int(rest)
             elif word == "exit":
-                self.exit_code = int(rest)
+                self.ended_at, self.exit_code = self._clock.boottime(), int(rest)
             elif word == "failed":
                 self.failed = rest
             self._notify()

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 0.8
 """An order, such as to cancel, comes with an answer, and has to reach the program within a second."""
+HURRIED_S = 0.2
 MAX_POINTS = 1000
 MAX_LOG_BYTES = 256 << 10
 _MAX_EVENTS = 100
@@ -53,6 +54,10 @@ class Reporter:
         """Set once the controller has said that a newer attempt owns the run."""
         self.finished = threading.Event()
         """The controller has everything, the outcome included."""
+        self.hurried = False
+        """Whether to ask more often, because something is waited for."""
+        self.program_ended: float | None = None
+        """When, in boot-time seconds of the clock; for the beat with the outcome."""
         self._link = link
         self._path = path
         self._beat = first
@@ -140,7 +145,8 @@ class Reporter:
         self._link.close()
 
     def _pause(self) -> float:
-        return min(_LONGEST_WAIT_S, INTERVAL_S * 1.5**self._failures)
+        interval = HURRIED_S if self.hurried else INTERVAL_S
+        return min(_LONGEST_WAIT_S, interval * 1.5**self._failures)
 
     def _exchange(self) -> bool:
         """One beat; True where more is waiting to go out."""
@@ -184,7 +190,9 @@ class Reporter:
                 or len(self._events) > _MAX_EVENTS
             )
             if outcome and not more and self._log_offset + len(data) >= self._output.size:
-                fields |= {"phase": Phase.ENDED, "outcome": outcome}
+                now, ended = self._clock.boottime(), self.program_ended
+                age = 0.0 if ended is None else round(max(0.0, now - ended), 4)
+                fields |= {"phase": Phase.ENDED, "outcome": outcome, "outcome_age_s": age}
             return self._beat.model_copy(update=fields), more
 
     def _report_malformed(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.agent.identity import ProcessId
 from orchestrator.agent.verdict import Stop
+from orchestrator.agent.waking import Waking
 from orchestrator.clock import Clock
 from orchestrator.domain.states import CONSEQUENCES, Reason
 from orchestrator.messages import BeatReply, Order
@@ -28,11 +29,18 @@ class Triggers:
     watched: ProcessId
     """The Ray actor. When it is gone, nobody holds the resources for us any more."""
     deadline: float | None
-    """End of the run's longest duration on the boot-time clock, which goes on while the machine sleeps."""
+    """When the first of the run's limits is met, on the boot-time clock, which goes on while the machine
+    sleeps."""
     reply: Callable[[], BeatReply | None]
     fences: list[Callable[[], str | None]] = field(default_factory=list)
+    limit: tuple[Reason, str] = (Reason.TIME_LIMIT, "the run has reached its longest duration")
+    """Which limit that is, and in words."""
     terminated: bool = False
     """SIGTERM has come to the agent."""
+    waking: Waking | None = None
+    """Where it is given, an actor that ends as the machine wakes is no reason to stop."""
+    orphaned: bool = False
+    """The actor has ended so, and the attempt goes on without one."""
     stop: Stop | None = None
     """What counts at present."""
 
@@ -57,10 +65,14 @@ class Triggers:
 
     def _find_local(self) -> Stop | None:
         if self.deadline is not None and self.clock.boottime() >= self.deadline:
-            return Stop(Reason.TIME_LIMIT, "the run has reached its longest duration", GRACE_S)
+            return Stop(*self.limit, GRACE_S)
         if self.terminated:
             return Stop(Reason.SHUTDOWN, "the agent was asked to end", GRACE_S)
-        if not self.watched.alive():
+        if not self.orphaned and not self.watched.alive():
+            if self.waking is not None and self.waking.fresh:
+                self.orphaned = True
+                self.waking.say("Ray had given this machine up while it slept; the program goes on")
+                return None
             return Stop(Reason.ACTOR_LOST, f"the Ray actor (process {self.watched.pid}) has ended", GRACE_S)
         return None
 

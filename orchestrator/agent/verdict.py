@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import dataclass
 
-from orchestrator.contract import EXIT_SAVED, EXIT_USER_ERROR
+from orchestrator.contract import EXIT_LOST_RANK, EXIT_SAVED, EXIT_USER_ERROR
 from orchestrator.domain.states import Reason
 from orchestrator.errors import (
     FencedError,
@@ -18,6 +19,9 @@ from orchestrator.errors import (
 from orchestrator.messages import Outcome
 
 MAX_MESSAGE = 2000
+_TELLING_LINES = 3
+_GPU_MEMORY = re.compile(r"CUDA out of memory|out of GPU memory|CUDA error: out of memory")
+_NOT_FINITE = re.compile(r"\bnot finite\b|\btraining diverged\b|\b(loss|norm) is (nan|-?inf)\b")
 _SHELL_SIGNAL = 128
 """A shell answers with this number plus the signal that ended its child."""
 _TELLING_SIGNALS = frozenset(
@@ -62,6 +66,8 @@ class Ending:
     """It did not end within the grace and was killed for that."""
     disk_full: bool = False
     """The disk that it writes to was full when it ended."""
+    ranks: int = 1
+    """Of the attempt."""
     unsaved: tuple[int, OrchError] | None = None
     """Step of its newest checkpoint where that could not be stored, and why."""
 
@@ -110,11 +116,13 @@ def _reason(ending: Ending) -> tuple[Reason, str]:
     if code == 0:
         return Reason.COMPLETED, "finished while it was being stopped" if stop else ""
     if code == EXIT_USER_ERROR:
-        return Reason.USER_ERROR, _last_line(ending) or f"exit code {EXIT_USER_ERROR}"
+        return _told(ending) or Reason.USER_ERROR, _last_line(ending) or f"exit code {EXIT_USER_ERROR}"
     if stop is not None:
         return stop.reason, _stopped(ending, stop)
     if code == EXIT_SAVED:
         return Reason.SHUTDOWN, f"the program saved and ended without being asked (exit code {EXIT_SAVED})"
+    if code == EXIT_LOST_RANK and ending.ranks > 1:
+        return Reason.RANK_LOST, _last_line(ending)
     return _failure(ending)
 
 
@@ -129,14 +137,25 @@ def _failure(ending: Ending) -> tuple[Reason, str]:
     number = _signal(ending.exit_code)
     if number is None:
         lines = "\n".join(ending.last_lines)
-        return Reason.PROGRAM_FAILED, f"{_how(ending)}: {lines}" if lines else _how(ending)
+        return _told(ending) or Reason.PROGRAM_FAILED, f"{_how(ending)}: {lines}" if lines else _how(ending)
     message = f"the program was {_how(ending)}"
     if number == signal.SIGKILL:
         message += "; " + (
             "the machine ran out of memory" if ending.out_of_memory else "possibly because memory ran out"
         )
     last = _last_line(ending)
-    return Reason.PROGRAM_KILLED, f"{message}; its last line was: {last}" if last else message
+    starved = number == signal.SIGKILL and ending.out_of_memory
+    reason = Reason.HOST_MEMORY if starved else Reason.PROGRAM_KILLED
+    return reason, f"{message}; its last line was: {last}" if last else message
+
+
+def _told(ending: Ending) -> Reason | None:
+    """What the end of a program's output says of its end, where that is certain: PyTorch's words for a GPU
+    without memory, the trainer's for numbers that are not finite."""
+    end = "\n".join(ending.last_lines[-_TELLING_LINES:])
+    if _GPU_MEMORY.search(end):
+        return Reason.GPU_MEMORY
+    return Reason.NOT_FINITE if _NOT_FINITE.search(_last_line(ending)) else None
 
 
 def _how(ending: Ending) -> str:

@@ -13,8 +13,9 @@ from orchestrator.api.app import create_app
 from orchestrator.cluster.gateway import RayGateway
 from orchestrator.control.config import ControllerConfig
 from orchestrator.control.controller import Controller
+from orchestrator.domain.rivalry import REST_S
 from orchestrator.errors import OrchError, SetupError
-from orchestrator.settings import Home, home
+from orchestrator.settings import Home, home, seconds
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,6 +40,7 @@ def serve(options: argparse.Namespace, state: Home) -> None:
         store_uri=options.store or state.store.as_uri(),
         ray_address=options.ray_address,
         mlflow_url=options.mlflow,
+        upgrade_rest_s=seconds("ORCH_UPGRADE_REST", REST_S),
     )
     gateway = RayGateway(options.ray_address, state.service_logs / "ray-gateway.log")
     gateway.start()

@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.control.controller import Controller
 from orchestrator.control.logs import ARTIFACT_LIMIT
 from orchestrator.errors import ConflictError
-from orchestrator.messages import Beat, BeatReply
+from orchestrator.messages import Beat, BeatReply, NodeNote
 
 router = APIRouter(prefix="/v1/agent")
 
@@ -23,6 +23,12 @@ def controller(request: Request) -> Controller:
 def beat(request: Request, run_id: str, number: int, body: Beat) -> BeatReply:
     """What an agent says about once a second."""
     return controller(request).beats.take(run_id, number, body)
+
+
+@router.post("/nodes/{name}/report", status_code=204)
+def report(request: Request, name: str, body: NodeNote) -> None:
+    """What a node says of itself every few seconds."""
+    controller(request).machines.report(name, body)
 
 
 @router.put("/runs/{run_id}/attempts/{number}/artifacts/{path:path}", status_code=204)

@@ -14,6 +14,8 @@ from orchestrator.messages import (
     CheckpointView,
     GarbageRequest,
     GarbageView,
+    LimitRequest,
+    LimitsView,
     LogPage,
     MoveRequest,
     NodeView,
@@ -24,6 +26,7 @@ from orchestrator.messages import (
     SubmitRequest,
     Submitted,
     TagRequest,
+    WhyView,
 )
 
 router = APIRouter(prefix="/v1")
@@ -69,6 +72,48 @@ def move(request: Request, ref: str, body: MoveRequest) -> RunView:
     return controller(request).service.move(ref, body.pool)
 
 
+@router.get("/runs/{ref}/why")
+def why(request: Request, ref: str) -> WhyView:
+    """What stands in the way of a run."""
+    return controller(request).service.why(ref)
+
+
+@router.post("/runs/{ref}/hold")
+def hold(request: Request, ref: str) -> RunView:
+    """Hold a run back."""
+    return controller(request).service.hold(ref, held=True)
+
+
+@router.post("/runs/{ref}/release")
+def release(request: Request, ref: str) -> RunView:
+    """Let a run that was held back start again."""
+    return controller(request).service.hold(ref, held=False)
+
+
+@router.post("/runs/{ref}/top")
+def top(request: Request, ref: str) -> RunView:
+    """Let a run go before all others of its priority."""
+    return controller(request).service.top(ref)
+
+
+@router.get("/queue")
+def queue(request: Request, limit: Annotated[int, Query(ge=1, le=10_000)] = 200) -> list[RunView]:
+    """Runs that wait, in the order in which they are looked at."""
+    return controller(request).service.queue(limit)
+
+
+@router.get("/limits")
+def limits(request: Request) -> LimitsView:
+    """Most attempts at a time."""
+    return controller(request).service.limits()
+
+
+@router.put("/limits")
+def set_limit(request: Request, body: LimitRequest) -> LimitsView:
+    """Set a limit, or take it away."""
+    return controller(request).service.set_limit(body)
+
+
 @router.get("/runs/{ref}/checkpoints")
 def checkpoints(request: Request, ref: str) -> list[CheckpointView]:
     """Committed checkpoints, oldest first."""
@@ -110,6 +155,7 @@ async def logs(
     request: Request,
     ref: str,
     attempt: int | None = None,
+    rank: Annotated[int, Query(ge=0)] = 0,
     offset: Annotated[int, Query(ge=0)] = 0,
     wait: Annotated[float, Query(ge=0)] = 0.0,
 ) -> LogPage:
@@ -117,7 +163,7 @@ async def logs(
     service = controller(request).service
     deadline = asyncio.get_running_loop().time() + min(wait, LONGEST_WAIT_S)
     while True:
-        page = await run_in_threadpool(service.log_page, ref, attempt, offset)
+        page = await run_in_threadpool(service.log_page, ref, attempt, offset, rank)
         late = asyncio.get_running_loop().time() >= deadline
         if page.data or page.ended or late:
             return page
@@ -133,7 +179,19 @@ def compare_links(request: Request, ref: Annotated[list[str], Query()]) -> dict[
 @router.get("/nodes")
 def nodes(request: Request) -> list[NodeView]:
     """Machines and what runs on them."""
-    return controller(request).service.nodes()
+    return controller(request).machines.nodes()
+
+
+@router.post("/nodes/{name}/drain")
+def drain(request: Request, name: str) -> NodeView:
+    """Start nothing new on a node, and have what runs there save and go on elsewhere."""
+    return controller(request).machines.drain(name)
+
+
+@router.delete("/nodes/{name}/drain")
+def undrain(request: Request, name: str) -> NodeView:
+    """Use a node again."""
+    return controller(request).machines.undrain(name)
 
 
 @router.post("/plan")

@@ -1,4 +1,4 @@
-"""Commands for the cluster: up, down, status, nodes."""
+"""Commands for the cluster: up, down, status."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from rich.text import Text
 
 from orchestrator.cli import render
 from orchestrator.cli.common import CLUSTER, Json, connect, err, out, print_json, width
+from orchestrator.cli.nodes import node_table
 from orchestrator.cli.render import Cell, Column
 from orchestrator.domain.states import RunState
 
 if TYPE_CHECKING:
     from orchestrator.cluster.stack import ServiceStatus, StackStatus
-    from orchestrator.messages import Health, NodeView, RunView
+    from orchestrator.messages import Health, RunView
 
 JOINING = "others can join: `orch join` says what to type there"
 OPEN_STATES = [state for state in RunState if not state.final]
@@ -27,20 +28,11 @@ SERVICE_COLUMNS = [
     Column("RESTARTS", right=True),
     Column("", wrap=True),
 ]
-NODE_COLUMNS = [
-    Column("NODE", least=6),
-    Column("POOL", least=6),
-    Column("STATE"),
-    Column("CPUS", right=True),
-    Column("GPUS", right=True),
-    Column("MEMORY", right=True),
-    Column("RUNS", least=8),
-]
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    for command in (up, down, status, nodes):
+    for command in (up, down, status):
         app.command(rich_help_panel=CLUSTER)(command)
 
 
@@ -145,7 +137,7 @@ def status(as_json: Json = False) -> None:
             out.print(_health_lines(health, runs))
         if machines:
             out.print()
-            out.print(render.table(NODE_COLUMNS, [_node_row(machine) for machine in machines], width()))
+            out.print(node_table(machines))
     if problem:
         raise problem
 
@@ -200,27 +192,3 @@ def _health_lines(health: Health, runs: Sequence[RunView]) -> Text:
             ("open runs", ", ".join(counts) or "none"),
         ]
     )
-
-
-def nodes(as_json: Json = False) -> None:
-    """List the machines of the cluster and what runs there."""
-    with connect() as client:
-        found = client.nodes()
-    if as_json:
-        print_json(found)
-    elif not found:
-        out.print("no nodes; `orch up` starts one here, `orch join` brings in another machine")
-    else:
-        out.print(render.table(NODE_COLUMNS, [_node_row(node) for node in found], width()))
-
-
-def _node_row(node: NodeView) -> list[Cell]:
-    return [
-        node.name,
-        node.pool,
-        render.state(node.state),
-        render.amount(node.cpus_used, node.cpus),
-        render.amount(node.gpus_used, node.gpus),
-        render.size(node.memory),
-        ", ".join(node.runs),
-    ]

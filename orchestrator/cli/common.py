@@ -73,6 +73,17 @@ def complete_run(incomplete: str) -> list[tuple[str, str]]:
     return [(word, about) for word, about in dict(reversed(words)).items() if word.startswith(incomplete)]
 
 
+def complete_node(incomplete: str) -> list[str]:
+    """Names of nodes, for the shell; nothing where the controller does not answer."""
+    from orchestrator.errors import OrchError
+
+    try:
+        with connect(timeout_s=2.0) as client:
+            return [node.name for node in client.nodes() if node.name.startswith(incomplete)]
+    except OrchError:
+        return []
+
+
 RunRef = Annotated[
     str,
     typer.Argument(

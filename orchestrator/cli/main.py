@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import checkpoints, cluster, common, demo, garbage, insight, machines, runs, spec, views
+from orchestrator.cli import (
+    checkpoints,
+    cluster,
+    common,
+    demo,
+    garbage,
+    insight,
+    machines,
+    nodes,
+    owner,
+    queue,
+    runs,
+    spec,
+    views,
+)
 
 HELP = """Train models on the machines you own.
 
@@ -47,7 +61,7 @@ def _root(
     pass
 
 
-for topic in (runs, views, checkpoints, insight, cluster, machines, garbage, demo, spec):
+for topic in (runs, queue, views, checkpoints, insight, cluster, nodes, machines, owner, garbage, demo, spec):
     topic.register(app)
 
 

@@ -26,12 +26,17 @@ STATE_STYLES = {
     "queued": "yellow",
     "starting": "cyan",
     "running": "cyan",
+    "unreachable": "magenta",
     "stopping": "yellow",
     "succeeded": "green",
     "failed": "red",
     "cancelled": "dim",
     "ready": "green",
     "lost": "red",
+    "draining": "yellow",
+    "drained": "dim",
+    "in use": "yellow",
+    "excluded": "red",
 }
 
 

@@ -186,16 +186,18 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
     attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt; all by default.")] = None,
     tail: Annotated[int | None, typer.Option(min=0, help="Begin with the last N lines.")] = None,
+    rank: Annotated[int, typer.Option(min=0, help="Of several ranks, this one.")] = 0,
 ) -> None:
     """Print what the program of a run has written.
 
     - `orch logs demo --follow`
     - `orch logs demo --attempt 1 --tail 20`
+    - `orch logs demo --rank 1`
     """
     from orchestrator.client import LogPlace
 
     with connect() as client:
-        place = LogPlace()
+        place = LogPlace(rank=rank)
         if tail is not None:
             _write(_last_lines(client.stream_logs(run, attempt, place=place), tail))
         if tail is None or follow:

@@ -23,8 +23,8 @@ from orchestrator import __version__
 from orchestrator.client import Client
 from orchestrator.clock import SYSTEM
 from orchestrator.cluster import machine
+from orchestrator.cluster.agents import agents
 from orchestrator.cluster.config import StackConfig, load_config
-from orchestrator.cluster.ending import agents
 from orchestrator.cluster.probes import HttpProbe
 from orchestrator.cluster.processes import marked_sessions
 from orchestrator.cluster.services import services

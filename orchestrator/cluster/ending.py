@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from orchestrator.agent.identity import ProcessId
 from orchestrator.client import Client
 from orchestrator.clock import SYSTEM
+from orchestrator.cluster.agents import agents
 from orchestrator.cluster.config import StackConfig, temp_dir
 from orchestrator.cluster.host import GRACE_S
 from orchestrator.cluster.processes import end_sessions, marked_sessions, signal_process
@@ -31,28 +29,6 @@ FORCED_S: Final = 15.0
 SUPERVISOR_S: Final = 15.0
 _POLL_S: Final = 0.2
 _ACTIVE: Final = (RunState.STARTING, RunState.RUNNING, RunState.STOPPING)
-
-
-@dataclass(frozen=True)
-class Agent:
-    """A living agent on this machine."""
-
-    process: ProcessId
-    folder: Path
-
-
-def agents(home: Home) -> list[Agent]:
-    """Agents that run here, by the files that they leave in their attempts' folders."""
-    found = []
-    for file in home.nodes.glob("*/attempts/*/agent.json"):
-        try:
-            who = json.loads(file.read_text())
-            process = ProcessId(int(who["pid"]), float(who["create_time"]))
-        except (FileNotFoundError, ValueError, KeyError):
-            continue
-        if process.alive():
-            found.append(Agent(process, file.parent))
-    return found
 
 
 def end_attempts(home: Home, config: StackConfig, progress: Progress, grace_s: float) -> None:

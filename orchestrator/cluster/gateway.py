@@ -19,7 +19,7 @@ from typing import IO, Any, Final, Protocol
 
 from orchestrator.agent.job import AgentJob
 from orchestrator.clock import SYSTEM, Clock
-from orchestrator.domain.fleet import ActorInfo, NodeInfo
+from orchestrator.domain.fleet import ActorInfo, NodeInfo, NodeReport
 from orchestrator.errors import UnavailableError, from_kind
 
 log = logging.getLogger(__name__)
@@ -54,14 +54,15 @@ class Gateway(Protocol):
         name: str,
         ray_id: str,
         cpus: float,
-        gpus: float,
         memory: int,
         job: AgentJob,
         timeout_s: float = 30.0,
     ) -> bool:
         """Create the detached actor `name` on this Ray node and wait until its agent has been started.
 
-        Repeating it is harmless: False where an actor of that name lives already. `memory` is in bytes.
+        Repeating it is harmless: False where an actor of that name lives already. ConflictError where that
+        agent was started there before, but its actor is gone. `memory` is in bytes. Of GPUs Ray knows
+        nothing: which ones the agent may use, the job says.
         """
         ...
 
@@ -129,14 +130,14 @@ class RayGateway:
 
     def nodes(self, timeout_s: float = 5.0) -> list[NodeInfo]:
         """See :meth:`Gateway.nodes`."""
-        return [NodeInfo(**node) for node in self._ask("nodes", timeout_s)]
+        # What a node says of itself comes another way.
+        return [NodeInfo(**{**node, "report": NodeReport()}) for node in self._ask("nodes", timeout_s)]
 
     def launch(
         self,
         name: str,
         ray_id: str,
         cpus: float,
-        gpus: float,
         memory: int,
         job: AgentJob,
         timeout_s: float = 30.0,
@@ -148,7 +149,6 @@ class RayGateway:
             name=name,
             ray_id=ray_id,
             cpus=cpus,
-            gpus=gpus,
             memory=memory,
             job=job.model_dump_json(),
         )

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from orchestrator.agent.identity import boot_id
 from orchestrator.cluster.config import NodeConfig, StackConfig, temp_dir
 
 NOW_MS: Final = "{now_ms}"
@@ -88,7 +89,7 @@ def head_argv(config: StackConfig) -> list[str]:
 
 def node_argv(config: StackConfig, node: NodeConfig) -> list[str]:
     """Starts a node with its pool and name as labels."""
-    labels = f"pool={node.pool},orch-node={node.name},orch-started={NOW_MS}"
+    labels = f"pool={node.pool},orch-node={node.name},orch-started={NOW_MS},orch-boot={boot_id()}"
     return [
         *_ray_start(),
         f"--address={config.ray_address}",

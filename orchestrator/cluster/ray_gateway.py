@@ -30,13 +30,14 @@ import ray
 from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from orchestrator.domain.fleet import ActorInfo, NodeInfo
-from orchestrator.errors import OrchError, UnavailableError
+from orchestrator.errors import ConflictError, OrchError, UnavailableError
 
 log = logging.getLogger(__name__)
 
 NAMESPACE: Final = "orch"
 LABEL_POOL: Final = "pool"
 LABEL_NAME: Final = "orch-node"
+LABEL_BOOT: Final = "orch-boot"
 LABEL_STARTED: Final = "orch-started"
 """Unix time in ms at which the node's supervisor started it: which of two nodes of one name is the newer."""
 WORKERS: Final = 16
@@ -49,12 +50,12 @@ class AttemptActor:
 
     def __init__(self, job: str) -> None:
         from orchestrator.agent.job import AgentJob
-        from orchestrator.agent.launch import start_agent
+        from orchestrator.agent.launch import node_gpus, start_agent
 
         self._agent = start_agent(
             AgentJob.model_validate_json(job),
             Path(os.environ["ORCH_NODE_HOME"]),
-            [str(gpu) for gpu in ray.get_gpu_ids()],
+            node_gpus(os.environ),
             os.getpid(),
         )
 
@@ -83,7 +84,7 @@ class Operations:
         return sorted(ray.util.list_named_actors())
 
     def launch(
-        self, timeout_s: float, name: str, ray_id: str, cpus: float, gpus: float, memory: int, job: str
+        self, timeout_s: float, name: str, ray_id: str, cpus: float, memory: int, job: str
     ) -> dict[str, bool]:
         """Create the actor and wait until its agent has been started, unless an actor of that name exists."""
         actor_class = ray.remote(AttemptActor).options(
@@ -92,7 +93,7 @@ class Operations:
             max_restarts=0,
             max_concurrency=4,
             num_cpus=cpus,
-            num_gpus=gpus,
+            num_gpus=0,
             memory=memory or None,
             label_selector={"ray.io/node-id": ray_id},
         )
@@ -112,7 +113,8 @@ class Operations:
         except ActorUnschedulableError as error:
             raise UnavailableError(f"actor {name}: its node is gone or can never hold it") from error
         except RayActorError as error:
-            raise OrchError(f"actor {name} could not start: {_cause(error)}") from error
+            text = f"actor {name} could not start: {_cause(error)}"
+            raise (ConflictError(text) if _is_conflict(error) else OrchError(text)) from error
         return {"created": True}
 
     def probe(self, timeout_s: float, name: str) -> dict[str, Any]:
@@ -171,6 +173,7 @@ def _node_info(entry: dict[str, Any], labels: dict[str, str]) -> NodeInfo:
         cpus=float(resources.get("CPU", 0)),
         gpus=float(resources.get("GPU", 0)),
         memory=int(resources.get("memory", 0)),
+        boot_id=labels.get(LABEL_BOOT, ""),
     )
 
 
@@ -189,6 +192,11 @@ def _cause(error: RayActorError) -> str:
         return str(cause.cause if cause.cause is not None else cause).strip().splitlines()[-1]
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
+
+
+def _is_conflict(error: RayActorError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, RayTaskError) and isinstance(cause.cause, ConflictError)
 
 
 class Server:

@@ -84,6 +84,10 @@ def _node(config: StackConfig, node: NodeConfig, home: Home) -> Service:
             **ray_env(config, folder / "token"),
             "ORCH_NODE_HOME": str(folder),
             "CUDA_VISIBLE_DEVICES": ",".join(node.gpu_ids),
+            # Ray changes the one above in its workers.
+            "ORCH_NODE_GPUS": ",".join(node.gpu_ids),
+            # CUDA numbers the fastest GPU first otherwise; nvidia-smi and NVML go by the bus.
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         },
         daemons=("raylet",),
         needs=TcpProbe(config.head_address, config.ray_port),

@@ -22,6 +22,7 @@ from typing import IO, Final
 
 from orchestrator.agent.identity import identify
 from orchestrator.clock import SYSTEM
+from orchestrator.cluster.conditions import Conditions
 from orchestrator.cluster.config import StackConfig, load_config
 from orchestrator.cluster.host import GRACE_S, Host, bound_log
 from orchestrator.cluster.keeper import Keeper
@@ -49,6 +50,7 @@ class Supervisor:
         self._state = load_state(home)
         self._keepers: dict[str, Keeper] = {}
         self._membership = Membership(config, home)
+        self._conditions = Conditions(config, home)
         self._written = ""
         self._logs_checked = SYSTEM.monotonic()
 
@@ -68,6 +70,7 @@ class Supervisor:
             calm = all(keeper.record.phase is ServicePhase.READY for keeper in self._keepers.values())
             stop.wait(CALM_TICK_S if calm else BUSY_TICK_S)
         self._membership.stop()
+        self._conditions.stop()
 
     def _keep(self, keeper: Keeper) -> None:
         before = keeper.record.leader
@@ -106,6 +109,9 @@ class Supervisor:
         self._membership.stop()
         self._membership = Membership(config, self._home)
         self._membership.start()
+        self._conditions.stop()
+        self._conditions = Conditions(config, self._home)
+        self._conditions.start()
         self._save(force=True)
 
     def _end_strangers(self) -> None:

@@ -13,8 +13,11 @@ from orchestrator.control.logs import RunFiles
 from orchestrator.control.measured import with_attempt
 from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.tracking import Tracking
+from orchestrator.domain import gang
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import Phase, Reason, RunState
+from orchestrator.domain.transitions import reach
+from orchestrator.errors import NotFoundError
 from orchestrator.messages import Beat, BeatReply, CheckpointNote, Order
 from orchestrator.store.ledger import Ledger, Transaction
 from orchestrator.store.spool import Spool
@@ -37,6 +40,7 @@ class Beats:
         tracking: Tracking,
         clock: Clock,
         wake: Callable[[], None],
+        share: Callable[[AttemptRecord], float] = lambda attempt: 1.0,
     ) -> None:
         self._ledger = ledger
         self._spool = spool
@@ -46,6 +50,7 @@ class Beats:
         self._tracking = tracking
         self._clock = clock
         self._wake = wake
+        self._share = share
         self._log_lock = threading.Lock()
 
     def take(self, run_id: str, number: int, beat: Beat) -> BeatReply:
@@ -53,38 +58,97 @@ class Beats:
         log_size = self._take_log(run_id, number, beat)
         with self._ledger.read() as ledger:
             run, attempt = ledger.run(run_id), ledger.attempt(run_id, number)
-        if attempt.ended or number != run.attempt:
-            return self._not_wanted(attempt, log_size)
-        self._live.heard(run_id, number, beat.step, beat.transfer)
+        ranks = gang.members(attempt)
+        if beat.rank >= len(ranks):
+            raise NotFoundError(f"attempt {number} of run {run_id} has no rank {beat.rank}")
+        self._live.heard(
+            run_id,
+            number,
+            beat.step,
+            beat.transfer,
+            beat.boot_id,
+            rank=beat.rank,
+            rendezvous=beat.rendezvous,
+        )
+        if attempt.ended or number != run.attempt or run.state.final or ranks[beat.rank].end:
+            return self._not_wanted(run, attempt, beat, log_size)
+        if beat.rank:
+            self._take_rank(attempt, beat)
+            return self._answer(run, attempt, log_size)
+        if attempt.abandoned or run.state == RunState.UNREACHABLE:
+            run, attempt = self._reach(run_id, number)
+            if number != run.attempt or run.state.final:
+                return self._not_wanted(run, attempt, beat, log_size)
         if beat.points:
             self._spool.add_points(run_id, number, with_attempt(beat.points, number))
         if _has_news(attempt, beat):
             run = self._take_news(run_id, number, beat)
+        if beat.checkpoints:
+            self._live.committed(run_id, number, max(note.step for note in beat.checkpoints))
         for note in beat.checkpoints:
             self._tracking.checkpoint(run, attempt, note)
         if beat.outcome is not None:
-            self._outcomes.end(run_id, number, beat.outcome)
+            self._outcomes.end(run_id, number, beat.outcome, age_s=beat.outcome_age_s)
             self._wake()
-        return self._answer(run, log_size)
+        return self._answer(run, attempt, log_size)
+
+    def _take_rank(self, attempt: AttemptRecord, beat: Beat) -> None:
+        """Of a rank above 0 only its events and its end are news for the ledger."""
+        if beat.events:
+            events = [f"rank {beat.rank}: {text}" for text in beat.events]
+            with self._ledger.begin() as ledger:
+                _add_events(ledger, attempt, beat.model_copy(update={"events": events}), self._clock.now())
+        if beat.outcome is not None:
+            self._outcomes.end(attempt.run_id, attempt.number, beat.outcome, beat.rank, beat.outcome_age_s)
+            self._wake()
 
     def _take_log(self, run_id: str, number: int, beat: Beat) -> int:
         with self._log_lock:
             if beat.log is None:
-                return self._files.log_size(run_id, number)
-            return self._files.append(run_id, number, beat.log)
+                return self._files.log_size(run_id, number, beat.rank)
+            return self._files.append(run_id, number, beat.log, beat.rank)
 
-    def _not_wanted(self, attempt: AttemptRecord, log_size: int) -> BeatReply:
+    def _reach(self, run_id: str, number: int) -> tuple[RunRecord, AttemptRecord]:
+        """The agent is heard again."""
+        with self._ledger.begin() as ledger:
+            run, attempt = ledger.run(run_id), ledger.attempt(run_id, number)
+            if attempt.ended or run.attempt != number or run.state.final:
+                return run, attempt
+            before = run, attempt
+            run, attempt = reach(run, attempt, self._share(attempt))
+            if (run, attempt) != before:
+                ledger.save_run(run)
+                ledger.save_attempt(attempt)
+                text = f"{attempt.node} is back: attempt {number} goes on"
+                ledger.add_event(run_id, self._clock.now(), "back", text)
+        self._wake()
+        return run, attempt
+
+    def _not_wanted(self, run: RunRecord, attempt: AttemptRecord, beat: Beat, log_size: int) -> BeatReply:
+        """The run has left this attempt, or has ended: the agent is to end, and is heard to its end."""
+        if attempt.ended:
+            self._live.forget(attempt.run_id, attempt.number)
+        elif beat.outcome is not None:
+            self._outcomes.end(attempt.run_id, attempt.number, beat.outcome, beat.rank, beat.outcome_age_s)
+            self._wake()
         reason = attempt.reason if attempt.ended and attempt.reason else Reason.FENCED
+        if run.state == RunState.CANCELLED and run.attempt == attempt.number:
+            reason = Reason.CANCELLED
         return BeatReply(order=Order.STOP, reason=reason, grace_s=5.0, log_offset=log_size)
 
-    def _answer(self, run: RunRecord, log_size: int) -> BeatReply:
-        known = self._spool.mlflow_run_id(run.id)
-        if run.stop is None:
-            return BeatReply(log_offset=log_size, mlflow_run_id=known)
-        grace = CANCEL_GRACE_S if run.stop == Reason.CANCELLED else GRACE_S
-        return BeatReply(
-            order=Order.STOP, reason=run.stop, grace_s=grace, log_offset=log_size, mlflow_run_id=known
-        )
+    def _answer(self, run: RunRecord, attempt: AttemptRecord, log_size: int) -> BeatReply:
+        reply = BeatReply(log_offset=log_size, mlflow_run_id=self._spool.mlflow_run_id(run.id))
+        stop, grace = run.stop, CANCEL_GRACE_S if run.stop == Reason.CANCELLED else GRACE_S
+        if attempt.members:
+            lost = gang.stop_grace(attempt, self._clock.now())
+            if lost is not None:
+                stop, grace = stop or Reason.RANK_LOST, min(grace, lost)
+            world = len(gang.members(attempt))
+            meeting = self._live.rendezvous(run.id, attempt.number, world)
+            reply = reply.model_copy(update={"rendezvous": meeting})
+        if stop is None:
+            return reply
+        return reply.model_copy(update={"order": Order.STOP, "reason": stop, "grace_s": grace})
 
     def _take_news(self, run_id: str, number: int, beat: Beat) -> RunRecord:
         now = self._clock.now()

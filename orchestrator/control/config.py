@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.domain.rivalry import REST_S
 from orchestrator.settings import Home
 
 
@@ -18,3 +19,5 @@ class ControllerConfig:
     ray_address: str
     mlflow_url: str
     """Empty where there is no MLflow."""
+    upgrade_rest_s: float = REST_S
+    """How long an attempt stays where it began before it may be moved to a better placement."""

@@ -7,15 +7,26 @@ import logging
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.cluster.gateway import Gateway
 from orchestrator.control.beats import Beats
+from orchestrator.control.board import Board
 from orchestrator.control.config import ControllerConfig
+from orchestrator.control.deadlines import Deadlines
+from orchestrator.control.estimates import Estimates
+from orchestrator.control.exclusions import NodeHealth
 from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.keeping import Keeping
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.loop import Loop
+from orchestrator.control.machines import Machines
+from orchestrator.control.nodebook import Drains, NodeBook
 from orchestrator.control.outcomes import Outcomes
+from orchestrator.control.probes import Probes
+from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.service import Service
+from orchestrator.control.shares import gpu_share
+from orchestrator.control.sight import Sight
 from orchestrator.control.tracking import Tracking
+from orchestrator.control.views import Views
 from orchestrator.domain.records import AttemptRecord
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_store, store_id
@@ -38,14 +49,27 @@ class Controller:
         self.live = LiveBoard(clock)
         self.gateway = gateway
         files = RunFiles(config.home.run_logs)
-        self.watcher = FleetWatcher(gateway, self.wake)
+        self.health = NodeHealth(self.ledger, clock)
+        self.estimates = Estimates(self.ledger, self.live, clock)
+        book = NodeBook(Drains(config.home.drains_file, clock), clock)
+        self.watcher = FleetWatcher(gateway, self.wake, lambda node: self.health.told(book.told(node)))
         tracking = Tracking(self.ledger, self.spool, self.store, clock, enabled=bool(config.mlflow_url))
         self.outcomes = Outcomes(
-            self.ledger, self.spool, self.store, self.live, tracking, clock, self._release
+            self.ledger,
+            self.spool,
+            self.store,
+            self.live,
+            tracking,
+            clock,
+            self._release,
+            self._attempt_ended,
+            self._share,
         )
         self.beats = Beats(
-            self.ledger, self.spool, files, self.live, self.outcomes, tracking, clock, self.wake
+            self.ledger, self.spool, files, self.live, self.outcomes, tracking, clock, self.wake, self._share
         )
+        self.board = Board(self.ledger, self.live, clock)
+        self.scheduling = Scheduling(self.board, self.ledger, self.estimates, clock, config.upgrade_rest_s)
         self.service = Service(
             self.ledger,
             self.spool,
@@ -53,14 +77,32 @@ class Controller:
             files,
             self.live,
             self.watcher,
+            self.scheduling,
+            self.estimates,
             tracking,
             clock,
             config.mlflow_url,
             self.wake,
         )
+        views = Views(self.ledger, self.spool, self.live, self.scheduling, self.estimates, self.watcher)
+        self.machines = Machines(book, self.watcher, views)
         self.keeping = Keeping(self.ledger, self.store, clock)
+        self.probes = Probes(gateway, clock)
+        sight = Sight(
+            self.ledger, self.live, self.outcomes, self.probes, self.health, self.scheduling.rooms, clock
+        )
         self.loop = Loop(
-            config, self.ledger, self.spool, gateway, self.watcher, self.live, self.outcomes, clock
+            config,
+            self.ledger,
+            self.spool,
+            gateway,
+            self.watcher,
+            self.live,
+            self.outcomes,
+            self.scheduling,
+            sight,
+            Deadlines(self.ledger, self.outcomes, clock),
+            clock,
         )
         self.shipper = (
             Shipper(self.spool, lambda: MlflowSink(config.mlflow_url)) if config.mlflow_url else None
@@ -78,6 +120,7 @@ class Controller:
     def stop(self) -> None:
         """End in order; running attempts go on without us."""
         self.loop.stop()
+        self.probes.close()
         self.keeping.stop()
         self.watcher.stop()
         if self.shipper:
@@ -88,12 +131,19 @@ class Controller:
 
     def drain(self) -> int:
         """Start nothing new and order every attempt to save; the number of attempts that have not ended."""
-        self.loop.draining = True
+        self.scheduling.draining = True
         return self.service.shut_down()
 
     def wake(self) -> None:
         """Something changed: let the loop look now."""
         self.loop.wake()
+
+    def _attempt_ended(self, attempt: AttemptRecord) -> None:
+        self.health.ended(attempt)
+        self.estimates.ended(attempt)
+
+    def _share(self, attempt: AttemptRecord) -> float:
+        return gpu_share(self.watcher.fleet, attempt)
 
     def _release(self, attempt: AttemptRecord) -> None:
         self.loop.release(attempt)

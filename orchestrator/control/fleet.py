@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.cluster.gateway import Gateway
 from orchestrator.domain.fleet import NodeInfo
@@ -31,12 +31,23 @@ class Fleet:
 
 
 class FleetWatcher:
-    """Asks the gateway about once a second and calls `on_change` when the answer differs."""
+    """Asks the gateway about once a second and calls `on_change` when the picture differs.
 
-    def __init__(self, gateway: Gateway, on_change: Callable[[], None]) -> None:
+    `told` adds to each node what else is known of it.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        on_change: Callable[[], None],
+        told: Callable[[NodeInfo], NodeInfo] = lambda node: node,
+    ) -> None:
         self._gateway = gateway
         self._on_change = on_change
+        self._told = told
+        self._ray = Fleet()
         self._fleet = Fleet()
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="fleet", daemon=True)
 
@@ -53,18 +64,37 @@ class FleetWatcher:
         """The last picture."""
         return self._fleet
 
+    def refresh(self) -> None:
+        """Draw the picture anew from what Ray said last, because something else has changed."""
+        with self._lock:
+            before = self._fleet
+            self._fleet = replace(self._ray, nodes=tuple(map(self._told, self._ray.nodes)))
+            changed = before != self._fleet and _for_placing(before) != _for_placing(self._fleet)
+        if changed:
+            self._on_change()
+
     def _watch(self) -> None:
         while not self._stop.is_set():
-            fleet = self._ask()
-            if fleet != self._fleet:
-                self._fleet = fleet
-                self._on_change()
+            self._ray = self._ask()
+            self.refresh()
             self._stop.wait(PERIOD_S)
 
     def _ask(self) -> Fleet:
         try:
             return Fleet(tuple(self._gateway.nodes()), connected=True)
         except OrchError as error:
-            if self._fleet.connected:
+            if self._ray.connected:
                 log.warning("Ray does not answer: %s", error)
-            return Fleet(self._fleet.nodes, connected=False)
+            return Fleet(self._ray.nodes, connected=False)
+
+
+def _for_placing(fleet: Fleet) -> Fleet:
+    """What may start where does not depend on how busy somebody else keeps a GPU just now."""
+    return replace(fleet, nodes=tuple(map(_without_use, fleet.nodes)))
+
+
+def _without_use(node: NodeInfo) -> NodeInfo:
+    if not any(gpu.foreign_use for gpu in node.report.gpus):
+        return node
+    gpus = tuple(replace(gpu, foreign_use=0.0) for gpu in node.report.gpus)
+    return replace(node, report=replace(node.report, gpus=gpus))

@@ -6,63 +6,129 @@ import threading
 from dataclasses import dataclass, replace
 
 from orchestrator.clock import Clock
-from orchestrator.messages import Transfer
+from orchestrator.messages import Rendezvous, Transfer
+
+_PACE_S = 60.0
+_PACE_LEAST_S = 5.0
+"""A pace is told from stretches of so many seconds."""
 
 
 @dataclass(frozen=True)
 class Sign:
-    """The last sign of life of one attempt."""
+    """The last sign of life of one rank of an attempt."""
 
     at: float
     """Monotonic seconds."""
     step: int | None = None
     transfer: Transfer | None = None
+    base: tuple[float, int] | None = None
+    """An earlier moment and its step, by which the pace is told."""
+    pace: float | None = None
+    """Seconds per step, over the last minute at most."""
+    saved: float | None = None
+    """When it last committed a checkpoint; None: not in this attempt."""
+    committed: int | None = None
+    """The highest step that it has committed."""
+    boot_id: str = ""
+    """Which start of its machine the agent spoke from."""
+    rendezvous: Rendezvous | None = None
+    spoke: bool = False
+    """Whether its agent has been heard of at all."""
 
 
 class LiveBoard:
-    """Signs of life by attempt; safe to use from several threads."""
+    """Signs of life by attempt and rank; safe to use from several threads."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._started = clock.monotonic()
-        self._signs: dict[tuple[str, int], Sign] = {}
+        self._signs: dict[tuple[str, int, int], Sign] = {}
         self._lock = threading.Lock()
 
-    def heard(self, run_id: str, attempt: int, step: int | None, transfer: Transfer | None = None) -> None:
-        """The agent spoke now."""
-        key = (run_id, attempt)
+    def heard(
+        self,
+        run_id: str,
+        attempt: int,
+        step: int | None,
+        transfer: Transfer | None = None,
+        boot_id: str = "",
+        *,
+        rank: int = 0,
+        rendezvous: Rendezvous | None = None,
+    ) -> None:
+        """The agent of a rank spoke now."""
+        key = (run_id, attempt, rank)
         with self._lock:
-            before = self._signs.get(key)
-            known = step if step is not None else (before.step if before else None)
-            self._signs[key] = Sign(self._clock.monotonic(), known, transfer)
+            now = self._clock.monotonic()
+            before = self._signs.get(key) or Sign(now)
+            known = step if step is not None else before.step
+            base = before.base
+            if known is not None and (base is None or now - base[0] > _PACE_S):
+                base = (now, known)
+            pace = before.pace
+            if known is not None and base is not None and known > base[1] and now - base[0] > _PACE_LEAST_S:
+                pace = (now - base[0]) / (known - base[1])
+            self._signs[key] = replace(
+                before,
+                at=now,
+                step=known,
+                transfer=transfer,
+                base=base,
+                pace=pace,
+                boot_id=boot_id,
+                rendezvous=rendezvous,
+                spoke=True,
+            )
 
-    def expect(self, run_id: str, attempt: int) -> None:
-        """An attempt was launched now: silence counts from here."""
+    def committed(self, run_id: str, attempt: int, step: int) -> None:
+        """The attempt has committed this step now."""
+        key = (run_id, attempt, 0)
         with self._lock:
-            self._signs[run_id, attempt] = Sign(self._clock.monotonic())
+            sign = self._signs.get(key)
+            if sign is not None:
+                highest = max(step, sign.committed if sign.committed is not None else step)
+                self._signs[key] = replace(sign, saved=self._clock.monotonic(), committed=highest)
 
-    def silence(self, run_id: str, attempt: int) -> float:
+    def sign(self, run_id: str, attempt: int) -> Sign | None:
+        """The last sign of life of its first rank; None before that."""
+        return self._sign(run_id, attempt)
+
+    def expect(self, run_id: str, attempt: int, rank: int = 0) -> None:
+        """A rank is launched now: silence counts from here, unless there is a sign of it already."""
+        with self._lock:
+            self._signs.setdefault((run_id, attempt, rank), Sign(self._clock.monotonic()))
+
+    def silence(self, run_id: str, attempt: int, rank: int = 0) -> float:
         """Seconds since the agent spoke, since its launch, or since this controller started."""
-        with self._lock:
-            sign = self._signs.get((run_id, attempt))
+        sign = self._sign(run_id, attempt, rank)
         return self._clock.monotonic() - (sign.at if sign else self._started)
+
+    def spoke(self, run_id: str, attempt: int, rank: int) -> bool:
+        """Whether this controller has heard of the agent."""
+        sign = self._sign(run_id, attempt, rank)
+        return sign is not None and sign.spoke
+
+    def rendezvous(self, run_id: str, attempt: int, world: int) -> Rendezvous | None:
+        """Where the ranks meet; None until all are there and rank 0 has said so."""
+        first = self._sign(run_id, attempt)
+        there = all(self.spoke(run_id, attempt, rank) for rank in range(world))
+        return first.rendezvous if first and there else None
 
     def step(self, run_id: str, attempt: int) -> int | None:
         """The newest step that was heard of."""
-        with self._lock:
-            sign = self._signs.get((run_id, attempt))
+        sign = self._sign(run_id, attempt)
         return sign.step if sign else None
 
     def transfer(self, run_id: str, attempt: int) -> Transfer | None:
         """The checkpoint that is under way."""
-        with self._lock:
-            sign = self._signs.get((run_id, attempt))
+        sign = self._sign(run_id, attempt)
         return sign.transfer if sign else None
 
     def forget(self, run_id: str, attempt: int) -> None:
         """The attempt has ended."""
         with self._lock:
-            self._signs.pop((run_id, attempt), None)
+            for key in [key for key in self._signs if key[:2] == (run_id, attempt)]:
+                del self._signs[key]
 
     def pardon(self) -> None:
         """Count all silences from now, after this process itself was away (suspended, or stuck)."""
@@ -70,3 +136,7 @@ class LiveBoard:
             now = self._clock.monotonic()
             self._signs = {key: replace(sign, at=now) for key, sign in self._signs.items()}
             self._started = now
+
+    def _sign(self, run_id: str, attempt: int, rank: int = 0) -> Sign | None:
+        with self._lock:
+            return self._signs.get((run_id, attempt, rank))

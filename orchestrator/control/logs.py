@@ -13,29 +13,29 @@ ARTIFACT_LIMIT = 64 * 2**20
 
 
 class RunFiles:
-    """Files under one folder per run: ``a<n>.log`` and ``artifacts/``."""
+    """Files under one folder per run: ``a<n>.log``, of other ranks ``a<n>-r<k>.log``, and ``artifacts/``."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def log(self, run_id: str, attempt: int) -> Path:
-        """Where the output of an attempt is."""
-        return self._root / run_id / f"a{attempt}.log"
+    def log(self, run_id: str, attempt: int, rank: int = 0) -> Path:
+        """Where the output of an attempt, or of a rank of it, is."""
+        return self._root / run_id / (f"a{attempt}-r{rank}.log" if rank else f"a{attempt}.log")
 
-    def log_size(self, run_id: str, attempt: int) -> int:
+    def log_size(self, run_id: str, attempt: int, rank: int = 0) -> int:
         """Bytes of output that are here."""
         try:
-            return self.log(run_id, attempt).stat().st_size
+            return self.log(run_id, attempt, rank).stat().st_size
         except FileNotFoundError:
             return 0
 
-    def append(self, run_id: str, attempt: int, chunk: LogChunk) -> int:
+    def append(self, run_id: str, attempt: int, chunk: LogChunk, rank: int = 0) -> int:
         """Add what is new of a chunk and answer the size. A chunk that would leave a gap is not taken.
 
         One caller per attempt at a time.
         """
-        path = self.log(run_id, attempt)
-        size = self.log_size(run_id, attempt)
+        path = self.log(run_id, attempt, rank)
+        size = self.log_size(run_id, attempt, rank)
         if chunk.offset > size or chunk.offset + len(chunk.data) <= size:
             return size
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,10 +43,10 @@ class RunFiles:
             file.write(chunk.data[size - chunk.offset :])
         return chunk.offset + len(chunk.data)
 
-    def read(self, run_id: str, attempt: int, offset: int, limit: int = 256 * 1024) -> bytes:
+    def read(self, run_id: str, attempt: int, offset: int, limit: int = 256 * 1024, rank: int = 0) -> bytes:
         """Up to `limit` bytes of output from `offset`."""
         try:
-            with self.log(run_id, attempt).open("rb") as file:
+            with self.log(run_id, attempt, rank).open("rb") as file:
                 file.seek(offset)
                 return file.read(limit)
         except FileNotFoundError:

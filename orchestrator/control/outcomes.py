@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 from orchestrator.clock import Clock
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.measured import with_attempt
 from orchestrator.control.tracking import Tracking
-from orchestrator.domain.records import AttemptRecord, RunRecord
-from orchestrator.domain.states import CONSEQUENCES, Phase
-from orchestrator.domain.transitions import after_attempt
+from orchestrator.domain import gang
+from orchestrator.domain.limits import describe, exhausted
+from orchestrator.domain.records import AttemptRecord, RankEnd, RunRecord
+from orchestrator.domain.states import CONSEQUENCES, Phase, RunState, Then
+from orchestrator.domain.transitions import after_attempt, expire, reach
 from orchestrator.errors import OrchError
 from orchestrator.messages import Outcome, Point
+from orchestrator.store.checkpoints import checkpoints
 from orchestrator.store.checkpoints import points as stored_points
-from orchestrator.store.ledger import Ledger
+from orchestrator.store.ledger import Ledger, Transaction
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.spool import Spool
 
@@ -36,6 +40,8 @@ class Outcomes:
         tracking: Tracking,
         clock: Clock,
         release: Callable[[AttemptRecord], None],
+        ended: Callable[[AttemptRecord], None] = lambda attempt: None,
+        share: Callable[[AttemptRecord], float] = lambda attempt: 1.0,
     ) -> None:
         self._ledger = ledger
         self._spool = spool
@@ -44,14 +50,36 @@ class Outcomes:
         self._tracking = tracking
         self._clock = clock
         self._release = release
+        self._ended = ended
+        self._share = share
 
-    def end(self, run_id: str, number: int, outcome: Outcome) -> None:
-        """Record the end of an attempt and what follows for its run; a second end changes nothing."""
+    def end(self, run_id: str, number: int, outcome: Outcome, rank: int = 0, age_s: float = 0.0) -> None:
+        """Record the end of an attempt and what follows for its run; a second end changes nothing.
+
+        For a run that has left this attempt, or has ended, nothing follows. Of a gang, the end of a rank is
+        noted, `age_s` seconds ago; the attempt ends with the last of them.
+        """
         now = self._clock.now()
+        committed = self._committed(run_id, number, outcome)
         with self._ledger.begin() as ledger:
-            attempt = ledger.attempt(run_id, number)
+            run, attempt = ledger.run(run_id), ledger.attempt(run_id, number)
             if attempt.ended:
                 return
+            if attempt.members:
+                attempt = _note_rank(ledger, attempt, rank, outcome, now - timedelta(seconds=age_s))
+                if not gang.over(attempt):
+                    return
+                end = gang.judged(attempt)
+                outcome = Outcome(
+                    reason=end.reason,
+                    message=end.message,
+                    exit_code=end.exit_code,
+                    last_step=attempt.last_step,
+                )
+            owns = run.attempt == number and not run.state.final
+            if owns:
+                run, attempt = reach(run, attempt, self._share(attempt))
+            left_at = attempt.ended_at
             step = outcome.last_step if outcome.last_step is not None else self._live.step(run_id, number)
             attempt = replace(
                 attempt,
@@ -60,18 +88,68 @@ class Outcomes:
                 message=outcome.message,
                 exit_code=outcome.exit_code,
                 last_step=step if step is not None else attempt.last_step,
-                ended_at=now,
+                ended_at=left_at or now,
             )
             ledger.save_attempt(attempt)
-            run = after_attempt(ledger.run(run_id), attempt, outcome.reason, _message(outcome), now)
-            ledger.save_run(run)
             ledger.add_event(run_id, now, "attempt-ended", _describe(attempt, outcome))
-            if run.state.final:
-                ledger.add_event(run_id, now, run.state.value, run.message)
+            if owns:
+                run = after_attempt(
+                    run,
+                    attempt,
+                    outcome.reason,
+                    _message(outcome),
+                    now,
+                    committed=committed,
+                    share=self._share(attempt),
+                )
+                self._save(ledger, run)
+            left = [a.number for a in ledger.attempts(run_id) if a.abandoned]
         self._live.forget(run_id, number)
         self._release(attempt)
-        self._replay_points(run, number)
+        self._replay(run, [*left, number])
+        self._ended(attempt)
+        if owns:
+            self._tracking.attempt_ended(run)
+
+    def left(self, run: RunRecord) -> None:
+        """The run waits for its attempt no longer: see :func:`orchestrator.domain.transitions.abandon`."""
         self._tracking.attempt_ended(run)
+
+    def expire(self, run_id: str) -> None:
+        """End a run that waits and has met a limit; nothing where it does not wait, or has time."""
+        now = self._clock.now()
+        with self._ledger.begin() as ledger:
+            run = ledger.run(run_id)
+            reason = exhausted(run, now)
+            if run.state != RunState.QUEUED or reason is None:
+                return
+            run = expire(run, reason, describe(run.spec, reason), now)
+            self._save(ledger, run)
+        self._tracking.attempt_ended(run)
+
+    def _save(self, ledger: Transaction, run: RunRecord) -> None:
+        ledger.save_run(run)
+        if run.state.final:
+            ledger.add_event(run.id, self._clock.now(), run.state.value, run.message)
+
+    def _committed(self, run_id: str, number: int, outcome: Outcome) -> int | None:
+        """The highest step that an attempt has committed. The store is asked only where a retry depends on
+        it; while it cannot be read, nothing counts as committed."""
+        sign = self._live.sign(run_id, number)
+        if sign is not None and sign.committed is not None:
+            return sign.committed
+        if CONSEQUENCES[outcome.reason].then != Then.RETRY:
+            return None
+        try:
+            found = [one.step for one in checkpoints(self._store, run_id) if one.attempt == number]
+        except OrchError as error:
+            log.warning("run %s: its checkpoints could not be read: %s", run_id, error)
+            return None
+        return max(found, default=None)
+
+    def _replay(self, run: RunRecord, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self._replay_points(run, number)
 
     def _replay_points(self, run: RunRecord, number: int) -> None:
         """Take in what the attempt's checkpoints carry: points that the agent could not deliver itself."""
@@ -84,6 +162,23 @@ class Outcomes:
             log.warning("run %s: points of attempt %d could not be read back: %s", run.id, number, error)
 
 
+def _note_rank(
+    ledger: Transaction, attempt: AttemptRecord, rank: int, outcome: Outcome, at: datetime
+) -> AttemptRecord:
+    """Record how a rank of a gang ended; the attempt after it."""
+    end = RankEnd(outcome.reason, at, outcome.message, outcome.exit_code)
+    changed = gang.noted(attempt, rank, end)
+    if changed == attempt:
+        return attempt
+    if rank == 0 and outcome.last_step is not None:
+        changed = replace(changed, last_step=outcome.last_step)
+    ledger.save_attempt(changed)
+    node, what = gang.members(attempt)[rank].node, _message(outcome)
+    text = f"rank {rank} on {node} ended ({outcome.reason.value}: {what})"
+    ledger.add_event(attempt.run_id, at, "rank-ended", text)
+    return changed
+
+
 def _message(outcome: Outcome) -> str:
     return outcome.message or CONSEQUENCES[outcome.reason].text
 
@@ -92,4 +187,5 @@ def _describe(attempt: AttemptRecord, outcome: Outcome) -> str:
     at = f" at step {attempt.last_step}" if attempt.last_step is not None else ""
     text = CONSEQUENCES[outcome.reason].text
     detail = f": {outcome.message}" if outcome.message not in ("", text) else ""
-    return f"attempt {attempt.number} on {attempt.node} ended{at} ({outcome.reason.value}: {text}){detail}"
+    which = f"attempt {attempt.number} on {gang.where(attempt)}"
+    return f"{which} ended{at} ({outcome.reason.value}: {text}){detail}"

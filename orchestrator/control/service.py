@@ -8,20 +8,22 @@ from dataclasses import replace
 
 from orchestrator.clock import Clock
 from orchestrator.contract import DATASET_FILE
+from orchestrator.control.estimates import Estimates
 from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.origin import Origin, resolve_origin
+from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.tracking import Tracking
 from orchestrator.control.views import Views, events
-from orchestrator.domain.planner import judge, loads
 from orchestrator.domain.records import RunRecord
 from orchestrator.domain.states import RunState
 from orchestrator.domain.transitions import cancel, move, shut_down
 from orchestrator.errors import ConflictError, NotFoundError
 from orchestrator.messages import (
+    LimitRequest,
+    LimitsView,
     LogPage,
-    NodeView,
     PlanLine,
     PlanView,
     PointView,
@@ -29,9 +31,12 @@ from orchestrator.messages import (
     RunView,
     SubmitRequest,
     Submitted,
+    WhyNode,
+    WhyVariant,
+    WhyView,
 )
 from orchestrator.spec.identity import spec_hash
-from orchestrator.store.ledger import OPEN_STATES, Ledger
+from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.spool import Spool
 from orchestrator.tracking.links import charts_link, compare_link, experiment_link, metric_link, run_link
@@ -50,6 +55,8 @@ class Service:
         files: RunFiles,
         live: LiveBoard,
         watcher: FleetWatcher,
+        scheduling: Scheduling,
+        estimates: Estimates,
         tracking: Tracking,
         clock: Clock,
         mlflow_url: str,
@@ -60,11 +67,12 @@ class Service:
         self._store = store
         self._files = files
         self._watcher = watcher
+        self._scheduling = scheduling
         self._tracking = tracking
         self._clock = clock
         self._mlflow_url = mlflow_url
         self._wake = wake
-        self._views = Views(ledger, spool, live)
+        self._views = Views(ledger, spool, live, scheduling, estimates, watcher)
 
     # ---- runs
 
@@ -213,8 +221,8 @@ class Service:
             run = ledger.find(ref)
         return self._spool.points(run.id, keys=keys or None, after_step=after_step, limit=limit)
 
-    def log_page(self, ref: str, attempt: int | None, offset: int) -> LogPage:
-        """Output of an attempt (the newest when None) from this byte on."""
+    def log_page(self, ref: str, attempt: int | None, offset: int, rank: int = 0) -> LogPage:
+        """Output of an attempt (the newest when None) from this byte on; of one rank of it."""
         with self._ledger.read() as ledger:
             run = ledger.find(ref)
             attempts = {a.number: a for a in ledger.attempts(run.id)}
@@ -222,7 +230,7 @@ class Service:
         if attempt is not None and attempt not in attempts:
             there = f"it has attempts 1 to {run.attempt}" if attempts else "it has none yet"
             raise NotFoundError(f"run {run.id} has no attempt {attempt}", remedy=there)
-        data = self._files.read(run.id, number, offset) if attempts else b""
+        data = self._files.read(run.id, number, offset, rank=rank) if attempts else b""
         ended = run.state.final if not attempts else attempts[number].ended
         return LogPage(
             attempt=number,
@@ -246,27 +254,81 @@ class Service:
 
     # ---- machines
 
-    def nodes(self) -> list[NodeView]:
-        """Machines and what runs on them."""
-        return self._views.nodes(self._watcher.fleet)
-
     def plan(self, request: SubmitRequest) -> PlanView:
         """What would happen to a spec now, by the very function that schedules."""
         origin = resolve_origin(request.spec.resume_from, self._ledger, self._store)
-        now = self._clock.now()
-        with self._ledger.read() as ledger:
-            open_runs = ledger.runs(states=OPEN_STATES)
-            machines = loads(
-                self._watcher.fleet.nodes,
-                ledger.open_attempts(),
-                {run.id: run.spec.name for run in open_runs},
-            )
         candidate = replace(self._new_run(request, "", origin), seq=2**62)
-        verdict = judge(candidate, machines, now)
-        priority = request.spec.priority
-        waiting = [r for r in open_runs if r.state == RunState.QUEUED and r.spec.priority >= priority]
+        verdict = self._scheduling.judge(candidate, self._watcher.fleet)
+        placement = request.spec.placement
         lines = [
-            PlanLine(variant=v.variant, node=v.node.name if v.node else None, why=v.why)
-            for v in verdict.variants
+            PlanLine(variant=placement[one.index], node=one.node, why=verdict.first or one.why)
+            for one in verdict.variants
         ]
-        return PlanView(lines=lines, resolved=request.spec, ahead=len(waiting), restore=str(origin) or None)
+        ahead = self._scheduling.ahead(request.spec.priority)
+        return PlanView(lines=lines, resolved=request.spec, ahead=ahead, restore=str(origin) or None)
+
+    # ---- the queue
+
+    def why(self, ref: str) -> WhyView:
+        """What stands in the way of a run; of one that does not wait, what it does instead."""
+        with self._ledger.read() as ledger:
+            run = ledger.find(ref)
+        fleet = self._watcher.fleet
+        verdict = self._scheduling.why(run.id, fleet)
+        if verdict is None:
+            return WhyView(run=self._views.run(run))
+        first = verdict.first if fleet.connected else "Ray does not answer; nothing starts until it does"
+        return WhyView(
+            run=self._views.run(run),
+            first=first,
+            variants=[
+                WhyVariant(
+                    variant=run.spec.placement[one.index],
+                    node=one.node,
+                    why=one.why,
+                    nodes=[WhyNode(node=at.node, why=at.why, until=at.until) for at in one.nodes],
+                )
+                for one in verdict.variants
+            ],
+        )
+
+    def queue(self, limit: int) -> list[RunView]:
+        """The first runs that wait, by level and order of acceptance."""
+        ids = self._scheduling.first_in_line(limit)
+        with self._ledger.read() as ledger:
+            found = [ledger.run(run_id) for run_id in ids]
+        return self._views.runs(found)
+
+    def hold(self, ref: str, *, held: bool) -> RunView:
+        """Hold a run back, or release it. One that executes goes on; it is held when it next waits."""
+        word = "hold" if held else "release"
+        return self._change(ref, word, f"its user asked to {word} it", lambda run: replace(run, held=held))
+
+    def top(self, ref: str) -> RunView:
+        """Let a run go before all others of its priority."""
+        with self._ledger.read() as ledger:
+            front = ledger.highest_front() + 1
+        return self._change(ref, "top", "goes first", lambda run: replace(run, front=front))
+
+    def _change(self, ref: str, kind: str, text: str, change: Callable[[RunRecord], RunRecord]) -> RunView:
+        with self._ledger.begin() as ledger:
+            run = ledger.find(ref)
+            if run.state.final:
+                raise ConflictError(f"run {run.id} has ended ({run.state.value})")
+            changed = change(run)
+            if changed != run:
+                ledger.save_run(changed)
+                ledger.add_event(run.id, self._clock.now(), kind, text)
+        self._wake()
+        return self._views.run(changed)
+
+    def limits(self) -> LimitsView:
+        """Most attempts at a time."""
+        limits = self._scheduling.limits()
+        return LimitsView(pools=dict(limits.pools), experiments=dict(limits.experiments))
+
+    def set_limit(self, request: LimitRequest) -> LimitsView:
+        """Set a limit, or take it away."""
+        self._scheduling.set_limit(request.kind, request.name, request.most)
+        self._wake()
+        return self.limits()

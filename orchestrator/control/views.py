@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from orchestrator.control.fleet import Fleet
+from orchestrator.control.estimates import Estimates
+from orchestrator.control.fleet import Fleet, FleetWatcher
 from orchestrator.control.live import LiveBoard
-from orchestrator.domain.planner import loads
+from orchestrator.control.scheduling import Scheduling
+from orchestrator.domain import gang
 from orchestrator.domain.records import AttemptRecord, EventRecord, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, RunState
-from orchestrator.messages import AttemptView, CheckpointView, EventView, NodeView, ParentView, RunView
-from orchestrator.store.ledger import OPEN_STATES, Ledger
+from orchestrator.messages import (
+    AttemptView,
+    CheckpointView,
+    EventView,
+    GpuView,
+    NodeView,
+    ParentView,
+    RunView,
+)
+from orchestrator.store.ledger import Ledger
 from orchestrator.store.records import CheckpointRecord
 from orchestrator.store.spool import Spool
 
@@ -20,7 +31,18 @@ _KEYS = ("train/loss", "val/loss", "perf/tokens_per_s", "perf/step_ms")
 class Views:
     """Builds what is shown."""
 
-    def __init__(self, ledger: Ledger, spool: Spool, live: LiveBoard) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        spool: Spool,
+        live: LiveBoard,
+        scheduling: Scheduling,
+        estimates: Estimates,
+        watcher: FleetWatcher,
+    ) -> None:
+        self._estimates = estimates
+        self._scheduling = scheduling
+        self._watcher = watcher
         self._ledger = ledger
         self._spool = spool
         self._live = live
@@ -48,13 +70,15 @@ class Views:
         eta = None
         if running and target and step is not None and step_ms:
             eta = max(0, target - step) * step_ms / 1000
+        elif not run.state.final:
+            eta = self._estimates.remaining(run, attempt, step)
         return RunView(
             id=run.id,
             name=run.spec.name,
             experiment=run.spec.experiment,
             state=run.state,
             reason=run.reason,
-            message=_message(run),
+            message=self._message(run),
             priority=run.spec.priority,
             pool=attempt.variant.pool if attempt else None,
             node=attempt.node if attempt else None,
@@ -71,6 +95,15 @@ class Views:
             ended_at=run.ended_at,
             user=run.user,
         )
+
+    def _message(self, run: RunRecord) -> str:
+        if run.state == RunState.QUEUED and not self._scheduling.draining:
+            verdict = self._scheduling.why(run.id, self._watcher.fleet)
+            if verdict is not None:
+                return verdict.why or "it starts in a moment"
+        if run.message or run.reason is None:
+            return run.message
+        return CONSEQUENCES[run.reason].text
 
     def _step(self, run: RunRecord, attempt: AttemptRecord | None) -> int | None:
         if attempt is None:
@@ -96,7 +129,7 @@ class Views:
             phase=a.phase,
             reason=a.reason,
             message=a.message,
-            node=a.node,
+            node=gang.where(a),
             pool=a.variant.pool,
             device=a.device_name or a.device,
             first_step=a.first_step,
@@ -110,23 +143,28 @@ class Views:
 
     def nodes(self, fleet: Fleet) -> list[NodeView]:
         """Machines with what runs on them, by name. A lost node is shown until one of its name is back."""
-        with self._ledger.read() as ledger:
-            names = {run.id: run.spec.name for run in ledger.runs(states=OPEN_STATES)}
-            used = {load.node.ray_id: load for load in loads(fleet.nodes, ledger.open_attempts(), names)}
+        used = self._scheduling.rooms(fleet)
         views = {}
         for node in sorted(fleet.nodes, key=lambda node: (node.name, node.alive)):
-            load = used.get(node.ray_id)
+            room = used[node.ray_id]
             views[node.name] = NodeView(
                 name=node.name,
                 pool=node.pool,
                 state="ready" if node.alive and fleet.connected else "lost",
                 address=node.address,
                 cpus=node.cpus,
-                cpus_used=load.cpus_used if load else 0,
+                cpus_used=node.cpus - room.cpus,
                 gpus=node.gpus,
-                gpus_used=load.gpus_used if load else 0,
+                gpus_used=sum(gpu.whole or gpu.shared > 0 for gpu in room.gpus),
                 memory=node.memory,
-                runs=list(load.runs) if load else [],
+                runs=list(dict.fromkeys(grant.name for grant in room.grants)) if node.alive else [],
+                gpu_states=[GpuView(**asdict(gpu)) for gpu in node.report.gpus],
+                closed=node.closed,
+                draining=node.draining,
+                drained=node.draining and node.alive and not room.grants,
+                excluded=node.excluded,
+                busy=node.report.busy,
+                yields=node.report.yields,
             )
         return list(views.values())
 
@@ -154,9 +192,3 @@ def checkpoint(record: CheckpointRecord, run_id: str, uri: str) -> CheckpointVie
         versions=record.versions,
         sent=sum(file.size for file in record.files if file.key is None),
     )
-
-
-def _message(run: RunRecord) -> str:
-    if run.message or run.reason is None:
-        return run.message
-    return CONSEQUENCES[run.reason].text

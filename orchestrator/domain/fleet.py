@@ -49,6 +49,8 @@ class NodeInfo:
     """Whether somebody has ordered it to be emptied: `orch drain`."""
     excluded: str = ""
     """Why nothing is started there for a while, in words: several different runs have failed on it."""
+    boot_id: str = ""
+    """Changes whenever the machine starts; empty where it is not known."""
 
     @property
     def closed(self) -> str:

@@ -50,19 +50,33 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class RankEnd:
+    """How one rank of a gang ended."""
+
+    reason: Reason
+    at: datetime
+    """When its program ended, by the controller's clock."""
+    message: str = ""
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True)
 class Member:
     """Where one rank of a gang runs."""
 
     ray_id: str
     node: str
     gpu_ids: tuple[int, ...] = ()
+    end: RankEnd | None = None
+    """None while it counts as living."""
 
 
 @dataclass(frozen=True)
 class AttemptRecord:
     """One launch of a run, with the resources that it was granted; of a gang, all ranks together.
 
-    `ray_id`, `node` and `gpu_ids` are rank 0's.
+    `ray_id`, `node` and `gpu_ids` are rank 0's. Of a gang, `reason`, `message`, `exit_code` and `ended_at`
+    are rank 0's too until all ranks have ended; see :mod:`orchestrator.domain.gang`.
     """
 
     run_id: str
@@ -97,9 +111,19 @@ class AttemptRecord:
         return self.phase == Phase.ENDED
 
     @property
+    def abandoned(self) -> bool:
+        """True where its run waits for it no longer, though nobody knows whether it has ended."""
+        return self.reason == Reason.AWAY and not self.ended
+
+    @property
     def actor_name(self) -> str:
         """Name of its Ray actor."""
-        return f"run-{self.run_id}-a{self.number}"
+        return self.rank_name(0)
+
+    def rank_name(self, rank: int) -> str:
+        """Name of the Ray actor of a rank."""
+        name = f"run-{self.run_id}-a{self.number}"
+        return f"{name}-r{rank}" if rank else name
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ class RunState(StrEnum):
     QUEUED = "queued"
     STARTING = "starting"
     RUNNING = "running"
+    UNREACHABLE = "unreachable"
+    """Its agent is not heard of, and nothing says that it has ended: asleep perhaps, or off the network."""
     STOPPING = "stopping"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -24,6 +26,11 @@ class RunState(StrEnum):
 
 
 _FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
+
+OPEN_STATES = tuple(state for state in RunState if state not in _FINAL)
+"""The states in which something can still happen to a run."""
+EXECUTING = frozenset({RunState.STARTING, RunState.RUNNING, RunState.UNREACHABLE, RunState.STOPPING})
+"""The states in which its newest attempt owns the run."""
 
 
 class Phase(StrEnum):
@@ -44,15 +51,26 @@ class Reason(StrEnum):
     MOVED = "moved"
     CANCELLED = "cancelled"
     SHUTDOWN = "shutdown"
+    DRAINED = "drained"
+    OWNER = "owner"
+    PREEMPTED = "preempted"
+    UPGRADED = "upgraded"
     NODE_LOST = "node-lost"
+    AWAY = "away"
     AGENT_LOST = "agent-lost"
     ACTOR_LOST = "actor-lost"
     NOT_STARTED = "not-started"
     FENCED = "fenced"
+    RANK_LOST = "rank-lost"
     PROGRAM_FAILED = "program-failed"
     PROGRAM_KILLED = "program-killed"
+    HOST_MEMORY = "host-memory"
+    GPU_MEMORY = "gpu-memory"
+    NOT_FINITE = "not-finite"
     USER_ERROR = "user-error"
     TIME_LIMIT = "time-limit"
+    DEADLINE = "deadline"
+    GPU_HOURS = "gpu-hours"
     STORE_FULL = "store-full"
     STORE_FAILED = "store-failed"
 
@@ -69,7 +87,8 @@ class Then(StrEnum):
 
 @dataclass(frozen=True)
 class Consequence:
-    """What a reason means for the run. Only :attr:`Then.RETRY` costs one of the spec's retries."""
+    """What a reason means for the run. Only :attr:`Then.RETRY` costs one of the spec's retries: see
+    :mod:`orchestrator.domain.retry`."""
 
     then: Then
     text: str
@@ -80,15 +99,26 @@ CONSEQUENCES: dict[Reason, Consequence] = {
     Reason.MOVED: Consequence(Then.QUEUE, "saved, to go on elsewhere"),
     Reason.CANCELLED: Consequence(Then.CANCEL, "cancelled by its user"),
     Reason.SHUTDOWN: Consequence(Then.QUEUE, "saved, because the machine was taken down"),
+    Reason.DRAINED: Consequence(Then.QUEUE, "saved, because its machine is being drained"),
+    Reason.OWNER: Consequence(Then.QUEUE, "saved, because its machine's owner needs it"),
+    Reason.PREEMPTED: Consequence(Then.QUEUE, "saved, to make room for a run that goes first"),
+    Reason.UPGRADED: Consequence(Then.QUEUE, "saved, to go on in a better place"),
     Reason.NODE_LOST: Consequence(Then.QUEUE, "its machine was lost"),
+    Reason.AWAY: Consequence(Then.QUEUE, "its machine was not heard of for too long"),
     Reason.AGENT_LOST: Consequence(Then.RETRY, "the agent that watched it was lost"),
     Reason.ACTOR_LOST: Consequence(Then.QUEUE, "saved, because Ray lost its actor"),
     Reason.NOT_STARTED: Consequence(Then.RETRY, "it could not be started"),
     Reason.FENCED: Consequence(Then.QUEUE, "a newer attempt owns the run"),
+    Reason.RANK_LOST: Consequence(Then.RETRY, "another rank of it ended or could not be reached"),
     Reason.PROGRAM_FAILED: Consequence(Then.RETRY, "the program failed"),
     Reason.PROGRAM_KILLED: Consequence(Then.RETRY, "the program was killed"),
+    Reason.HOST_MEMORY: Consequence(Then.RETRY, "the machine ran out of memory"),
+    Reason.GPU_MEMORY: Consequence(Then.FAIL, "the GPU's memory is too small for it"),
+    Reason.NOT_FINITE: Consequence(Then.FAIL, "its numbers are not finite any more"),
     Reason.USER_ERROR: Consequence(Then.FAIL, "the configuration or data is wrong"),
     Reason.TIME_LIMIT: Consequence(Then.FAIL, "it reached its longest duration"),
+    Reason.DEADLINE: Consequence(Then.FAIL, "its deadline has passed"),
+    Reason.GPU_HOURS: Consequence(Then.FAIL, "it has used up its GPU-hours"),
     Reason.STORE_FULL: Consequence(Then.RETRY, "the checkpoint store is full"),
     Reason.STORE_FAILED: Consequence(Then.RETRY, "the checkpoint store failed"),
 }

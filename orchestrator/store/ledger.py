@@ -7,23 +7,23 @@ takes the write lock at once, so what a transaction reads cannot change before i
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy import Connection, Engine, create_engine, event, func, or_, select
 from sqlalchemy.engine import RowMapping
 
-from orchestrator.domain.records import AttemptRecord, EventRecord, Member, RunRecord
-from orchestrator.domain.states import Phase, Reason, RunState
+from orchestrator.domain.records import AttemptRecord, EventRecord, Member, RankEnd, RunRecord
+from orchestrator.domain.states import OPEN_STATES, Phase, Reason, RunState
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import RunSpec, Variant
 from orchestrator.store import tables
 
-OPEN_STATES = (RunState.QUEUED, RunState.STARTING, RunState.RUNNING, RunState.STOPPING)
+__all__ = ["OPEN_STATES", "Ledger", "Transaction"]
 
 
 class Ledger:
@@ -34,7 +34,13 @@ class Ledger:
         self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
         event.listen(self._engine, "connect", _configure)
         self._lock = threading.RLock()
+        self._watchers: list[Watch] = []
         _migrate(self._engine)
+
+    def watch(self, watch: Watch) -> None:
+        """Call this after every commit that changed runs or attempts, in the order of commits."""
+        with self._lock:
+            self._watchers.append(watch)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -45,8 +51,12 @@ class Ledger:
         """A transaction that may write; committed durably at the end of the block, undone by an exception."""
         with self._lock, self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield Transaction(connection)
+            transaction = Transaction(connection)
+            yield transaction
             connection.commit()
+            if transaction.changed:
+                for watch in self._watchers:
+                    watch(transaction)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -56,11 +66,21 @@ class Ledger:
             yield Transaction(connection)
 
 
+Watch = Callable[["Transaction"], None]
+
+
 class Transaction:
     """What can be asked of and told to the ledger."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.runs_changed: dict[str, RunRecord] = {}
+        self.attempts_changed: dict[tuple[str, int], AttemptRecord] = {}
+
+    @property
+    def changed(self) -> bool:
+        """Whether it has changed a run or an attempt."""
+        return bool(self.runs_changed or self.attempts_changed)
 
     # ---- runs
 
@@ -69,7 +89,9 @@ class Transaction:
         values = _run_values(run)
         result = self._connection.execute(tables.runs.insert().values(**values))
         assert result.inserted_primary_key is not None
-        return replace(run, seq=int(result.inserted_primary_key[0]))
+        run = replace(run, seq=int(result.inserted_primary_key[0]))
+        self.runs_changed[run.id] = run
+        return run
 
     def save_run(self, run: RunRecord) -> None:
         """Overwrite what may change of a run."""
@@ -77,6 +99,7 @@ class Transaction:
         for fixed in ("id", "key", "spec", "spec_hash", "source", "name", "experiment", "created_at"):
             del values[fixed]
         self._connection.execute(tables.runs.update().where(tables.runs.c.id == run.id).values(**values))
+        self.runs_changed[run.id] = run
 
     def run(self, run_id: str) -> RunRecord:
         """One run by its whole id; NotFoundError."""
@@ -122,17 +145,51 @@ class Transaction:
             query = query.limit(limit)
         return [_run(row) for row in self._all(query)]
 
+    def each_queued(self) -> Iterator[RunRecord]:
+        """All runs that wait, one after the other: there may be very many."""
+        query = select(tables.runs).where(tables.runs.c.state == RunState.QUEUED).order_by(tables.runs.c.seq)
+        rows = self._connection.execution_options(yield_per=500).execute(query).mappings()
+        return (_run(row) for row in rows)
+
+    def queued_with_limits(self) -> list[RunRecord]:
+        """Those runs that wait and have a deadline, a longest duration or GPU-hours."""
+        spec = tables.runs.c.spec
+        limits = [spec[key].as_string().is_not(None) for key in ("deadline", "max_duration", "gpu_hours")]
+        query = select(tables.runs).where((tables.runs.c.state == RunState.QUEUED) & or_(*limits))
+        return [_run(row) for row in self._all(query)]
+
+    def highest_front(self) -> int:
+        """The largest number that `orch queue top` has given."""
+        row = self._one(select(func.max(tables.runs.c.front).label("front")))
+        return int(row["front"] or 0) if row is not None else 0
+
+    # ---- limits
+
+    def limits(self, kind: str) -> dict[str, int]:
+        """Most attempts at a time by name of a `pool` or an `experiment`."""
+        table = tables.limits
+        return {row["name"]: row["most"] for row in self._all(select(table).where(table.c.kind == kind))}
+
+    def set_limit(self, kind: str, name: str, most: int | None) -> None:
+        """Set a limit, or take it away with None."""
+        table = tables.limits
+        self._connection.execute(table.delete().where((table.c.kind == kind) & (table.c.name == name)))
+        if most is not None:
+            self._connection.execute(table.insert().values(kind=kind, name=name, most=most))
+
     # ---- attempts
 
     def add_attempt(self, attempt: AttemptRecord) -> None:
         """Record a new attempt, before anything is launched for it."""
         self._connection.execute(tables.attempts.insert().values(**_attempt_values(attempt)))
+        self.attempts_changed[attempt.run_id, attempt.number] = attempt
 
     def save_attempt(self, attempt: AttemptRecord) -> None:
         """Overwrite an attempt."""
         table = tables.attempts
         where = (table.c.run_id == attempt.run_id) & (table.c.number == attempt.number)
         self._connection.execute(table.update().where(where).values(**_attempt_values(attempt)))
+        self.attempts_changed[attempt.run_id, attempt.number] = attempt
 
     def attempt(self, run_id: str, number: int) -> AttemptRecord:
         """One attempt; NotFoundError."""
@@ -158,6 +215,13 @@ class Transaction:
         """Attempts that have not ended."""
         table = tables.attempts
         return [_attempt(row) for row in self._all(select(table).where(table.c.phase != Phase.ENDED))]
+
+    def ended_since(self, since: datetime, most: int) -> list[AttemptRecord]:
+        """The newest `most` attempts that have ended since then, oldest first. Reads the whole table."""
+        table = tables.attempts
+        query = select(table).where((table.c.phase == Phase.ENDED) & (table.c.ended_at >= since.isoformat()))
+        rows = self._all(query.order_by(table.c.ended_at.desc()).limit(most))
+        return [_attempt(row) for row in reversed(rows)]
 
     # ---- events
 
@@ -254,20 +318,32 @@ def _attempt_values(attempt: AttemptRecord) -> dict[str, Any]:
         **{name: getattr(attempt, name) for name in (*plain, *more)},
         "variant": attempt.variant.model_dump(mode="json"),
         "gpu_ids": list(attempt.gpu_ids),
-        "members": [asdict(member) for member in attempt.members],
+        "members": [_member_values(member) for member in attempt.members],
         "created_at": _text(attempt.created_at),
         "started_at": _text(attempt.started_at),
         "ended_at": _text(attempt.ended_at),
     }
 
 
+def _member_values(member: Member) -> dict[str, Any]:
+    values = asdict(member)
+    if member.end:
+        values["end"]["at"] = _text(member.end.at)
+    return values
+
+
+def _member(values: dict[str, Any]) -> Member:
+    end = values.get("end")
+    if end:
+        end = RankEnd(**{**end, "reason": Reason(end["reason"]), "at": datetime.fromisoformat(end["at"])})
+    return Member(values["ray_id"], values["node"], tuple(values["gpu_ids"]), end)
+
+
 def _attempt(row: RowMapping) -> AttemptRecord:
     values = dict(row)
     values["variant"] = Variant.model_validate(values["variant"])
     values["gpu_ids"] = tuple(values["gpu_ids"])
-    values["members"] = tuple(
-        Member(member["ray_id"], member["node"], tuple(member["gpu_ids"])) for member in values["members"]
-    )
+    values["members"] = tuple(_member(member) for member in values["members"])
     values["phase"] = Phase(values["phase"])
     values["reason"] = Reason(values["reason"]) if values["reason"] else None
     for key in ("created_at", "started_at", "ended_at"):

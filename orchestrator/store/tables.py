@@ -78,3 +78,11 @@ events = Table(
     Column("text", Text, nullable=False),
     Index("events_by_run", "run_id", "id"),
 )
+
+limits = Table(
+    "limits",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("most", Integer, nullable=False),
+)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from orchestrator.agent.waking import SLEPT_S
 from orchestrator.domain.states import Reason
 from orchestrator.store.checkpoints import checkpoints, restore
 from orchestrator.store.objects import read_bytes
@@ -44,6 +46,23 @@ def test_in_the_middle_of_an_upload(bench: Bench, request: pytest.FixtureRequest
     wait_until(lambda: stopped_while(bench, uploads), 60, bench.evidence, every=0.002)
     taken_over_and_woken(bench)
     assert not uploads()
+
+
+def test_it_goes_on_though_ray_has_given_the_machine_up(bench: Bench) -> None:
+    """Ray ends its actors when a machine wakes that it has declared dead meanwhile."""
+    bench.start(bench.script(train(steps=150, every=20, pause=0.02)))
+    wait_until(lambda: len(bench.steps()) >= 2, 30, bench.evidence)
+    send_all(bench, signal.SIGSTOP)
+    bench.actor.kill()
+    reached = bench.steps()[-1]
+    time.sleep(SLEPT_S + 0.5)  # the sleep itself
+    send_all(bench, signal.SIGCONT)
+    outcome = bench.wait_outcome(timeout=60)
+    assert outcome.reason is Reason.COMPLETED
+    assert bench.records()[-1].step == 150 > reached
+    said = " ".join(bench.controller.events)
+    assert "nothing ran on this machine for" in said
+    assert "Ray had given this machine up while it slept" in said
 
 
 def s3_uploads(server: S3Server) -> Callable[[], bool]:

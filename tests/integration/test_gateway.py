@@ -17,8 +17,9 @@ import pytest
 
 from orchestrator.agent.job import AgentJob
 from orchestrator.cluster import planning
+from orchestrator.cluster.agents import agents
 from orchestrator.cluster.config import NodeRequest, StackConfig, temp_dir
-from orchestrator.cluster.ending import agents, force_agents
+from orchestrator.cluster.ending import force_agents
 from orchestrator.cluster.files import ensure_token, write_node_home
 from orchestrator.cluster.gateway import RayGateway
 from orchestrator.cluster.host import Host
@@ -65,7 +66,7 @@ class Cluster:
 
     def launch(self, run: str, cpus: float = 0.5, timeout_s: float = 60.0) -> bool:
         job = self.job(run)
-        return self.gateway.launch(actor(run), self.node.ray_id, cpus, 0, 10**8, job, timeout_s)
+        return self.gateway.launch(actor(run), self.node.ray_id, cpus, 10**8, job, timeout_s)
 
 
 def actor(run: str) -> str:
@@ -157,7 +158,7 @@ def test_killing_what_is_not_there_is_no_error(cluster: Cluster) -> None:
 def test_a_node_that_is_gone_is_told_at_once(cluster: Cluster) -> None:
     began = time.monotonic()
     with pytest.raises(UnavailableError, match="gone"):
-        cluster.gateway.launch("run-x-a1", "f" * 56, 1, 0, 0, cluster.job("x"), timeout_s=30.0)
+        cluster.gateway.launch("run-x-a1", "f" * 56, 1, 0, cluster.job("x"), timeout_s=30.0)
     assert time.monotonic() - began < 10.0
 
 

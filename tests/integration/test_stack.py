@@ -17,8 +17,8 @@ import pytest
 
 from orchestrator.client import Client
 from orchestrator.cluster import machine, planning
+from orchestrator.cluster.agents import agents
 from orchestrator.cluster.config import NodeRequest, load_config, stack_id
-from orchestrator.cluster.ending import agents
 from orchestrator.cluster.join import join, join_command, leave
 from orchestrator.cluster.processes import MARKER, end_sessions, marked_sessions, members
 from orchestrator.cluster.services import CONTROLLER, HEAD, MLFLOW

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.contract import EXIT_SAVED, EXIT_USER_ERROR
+from orchestrator.contract import EXIT_LOST_RANK, EXIT_SAVED, EXIT_USER_ERROR
 from tests.support import free_port, process, wait_until
 from tests.unit.trainer.support import (
     TINY,
@@ -178,7 +178,7 @@ def test_a_rank_that_dies_ends_the_other(text: Path, tmp_path: Path, killed: int
         children[killed].kill()
         code = children[1 - killed].wait(30)
     last = logs[1 - killed].read_text().splitlines()[-1]
-    assert code == 1, last
+    assert code == EXIT_LOST_RANK, last
     assert last.startswith(f"trainer: rank {1 - killed} of 2 lost another rank: it has ended, or did not")
 
 

@@ -31,6 +31,7 @@ def test_what_marks_a_ray_worker_does_not_reach_the_agent(tmp_path: Path) -> Non
         "HOME": "/root",
         "ORCH_NODE_HOME": str(tmp_path),
         "CUDA_VISIBLE_DEVICES": "",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from orchestrator.agent.identity import ProcessId, identify
 from orchestrator.agent.triggers import Triggers
+from orchestrator.agent.waking import SLEPT_S, WAKING_S, Waking
 from orchestrator.clock import SystemClock
 from orchestrator.domain.states import Reason
 from orchestrator.messages import BeatReply, Order
@@ -48,6 +49,46 @@ def test_the_deadline_is_on_the_clock_that_goes_on_in_sleep() -> None:
     assert setting.reason is None
     setting.clock.at = 105.0
     assert setting.reason is Reason.TIME_LIMIT
+
+
+def test_the_limit_that_is_met_is_named() -> None:
+    setting = Setting(deadline=105.0)
+    setting.triggers.limit = (Reason.DEADLINE, "its deadline has passed")
+    setting.clock.at = 106.0
+    assert setting.reason is Reason.DEADLINE
+    assert setting.triggers.stop is not None
+    assert setting.triggers.stop.message == "its deadline has passed"
+
+
+def test_an_actor_that_ends_as_the_machine_wakes_does_not_end_the_attempt() -> None:
+    setting, said = Setting(), list[str]()
+    waking = setting.triggers.waking = Waking(setting.clock, said.append)
+    setting.triggers.watched = ProcessId(os.getpid(), 0.0)
+    setting.clock.at += SLEPT_S - 0.1
+    waking.tick()
+    assert not waking.fresh
+    setting.clock.at += SLEPT_S  # the machine has slept, and nothing has ticked yet
+    assert setting.reason is None
+    waking.tick()
+    setting.clock.at += 10 * WAKING_S
+    assert setting.reason is None  # once excused, it stays so
+    assert said == [
+        "Ray had given this machine up while it slept; the program goes on",
+        f"nothing ran on this machine for {SLEPT_S:.0f} s",
+    ]
+
+
+def test_an_actor_that_ends_at_any_other_time_does() -> None:
+    setting = Setting()
+    waking = setting.triggers.waking = Waking(setting.clock, lambda text: None)
+    setting.triggers.watched = ProcessId(os.getpid(), 0.0)
+    setting.clock.at += SLEPT_S
+    waking.tick()
+    setting.clock.at += WAKING_S - 1
+    waking._ticked = setting.clock.at
+    assert waking.fresh
+    setting.clock.at += 1
+    assert setting.reason is Reason.ACTOR_LOST
 
 
 def test_orders_carry_their_reason_and_grace() -> None:

@@ -15,7 +15,10 @@ from orchestrator.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
+from trainer.config import TrainerConfig
+from trainer.guards import NOT_FINITE, divergence, non_finite
 
+NET = TrainerConfig(dataset="x")
 MOVE = Stop(Reason.MOVED, "ordered", 60.0)
 
 
@@ -36,6 +39,15 @@ MOVE = Stop(Reason.MOVED, "ordered", 60.0)
         (Ending(137), Reason.PROGRAM_KILLED),
         (Ending(-11), Reason.PROGRAM_KILLED),
         (Ending(200), Reason.PROGRAM_FAILED),
+        (Ending(-9, out_of_memory=True), Reason.HOST_MEMORY),
+        (Ending(-11, out_of_memory=True), Reason.PROGRAM_KILLED),
+        (Ending(78, last_lines=("trainer: out of GPU memory: CUDA out of memory",)), Reason.GPU_MEMORY),
+        (Ending(1, last_lines=("torch.OutOfMemoryError: CUDA out of memory. Tried",)), Reason.GPU_MEMORY),
+        (Ending(1, last_lines=("CUDA out of memory, retrying", *"abc")), Reason.PROGRAM_FAILED),
+        (Ending(0, last_lines=("CUDA out of memory",)), Reason.COMPLETED),
+        (Ending(1, last_lines=(f"trainer: {divergence(NOT_FINITE, 7, NET)}",)), Reason.NOT_FINITE),
+        (Ending(1, last_lines=(f"trainer: {non_finite(float('nan'), 1.0)}",)), Reason.NOT_FINITE),
+        (Ending(1, last_lines=("the loss is 3.2",)), Reason.PROGRAM_FAILED),
         (Ending(None, spawn_error="no such file"), Reason.USER_ERROR),
         (Ending(None, stop=MOVE), Reason.MOVED),
         (Ending(0, stop=Stop(Reason.FENCED, "taken", 5)), Reason.FENCED),

@@ -181,6 +181,7 @@ class FakeController:
     runs: dict[str, list[RunDetail]] = field(default_factory=dict)
     """By id: what is answered one after another; the last stays."""
     logs: dict[tuple[str, int], bytes] = field(default_factory=dict)
+    rank_logs: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
     checkpoints: list[CheckpointView] = field(default_factory=list)
     garbage: list[GarbageView] = field(default_factory=list)
     garbage_wanted: bool = False
@@ -214,6 +215,8 @@ class FakeController:
                 return Health(version="0.1.0", cluster_id="c1")
             case "GET", ["nodes"]:
                 return self.nodes
+            case "POST" | "DELETE", ["nodes", name, "drain"]:
+                return self._drain(unquote(name), method == "POST")
             case "POST", ["shutdown"]:
                 return {"attempts": 1}
             case "GET", ["links"]:
@@ -230,6 +233,14 @@ class FakeController:
             case _, ["runs", ref, *rest]:
                 return self._run(method, unquote(ref), rest, query, body)
         raise NotFoundError(f"no route {method} {path}")
+
+    def _drain(self, name: str, draining: bool) -> NodeView:
+        found = {node.name: node for node in self.nodes}.get(name)
+        if found is None:
+            raise NotFoundError(f"no node is called {name}", remedy="the nodes there are: box")
+        closed = "it is being drained" if draining else ""
+        changes = {"draining": draining, "drained": draining and not found.runs, "closed": closed}
+        return found.model_copy(update=changes)
 
     def _list(self, query: dict[str, list[str]]) -> list[RunView]:
         views = [states[0].run for states in reversed(self.runs.values())]
@@ -271,7 +282,9 @@ class FakeController:
         if "attempt" in query and attempt > view.attempt:
             raise NotFoundError(f"run {ref} has no attempt {attempt}")
         offset = int(query["offset"][0])
-        data = self.logs.get((ref, attempt), b"")[offset : offset + self.page_size]
+        rank = int(query.get("rank", ["0"])[0])
+        log = self.rank_logs.get((ref, attempt, rank)) if rank else self.logs.get((ref, attempt))
+        data = (log or b"")[offset : offset + self.page_size]
         ended = attempt < view.attempt or view.state.final
         return LogPage(
             attempt=attempt,

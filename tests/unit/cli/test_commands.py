@@ -251,6 +251,16 @@ def test_logs_print_bytes_as_they_are(
     assert capfdbinary.readouterr().out == raw
 
 
+def test_logs_of_a_rank(fake: FakeController, orch: Orch) -> None:
+    fake.add(detail())
+    fake.logs = {("abcd2345", 1): b"of rank 0"}
+    fake.rank_logs = {("abcd2345", 1, 1): b"one\ntwo\n" * 900}
+    assert orch("logs", "demo").out == "of rank 0"
+    assert orch("logs", "demo", "--rank", "1").out == "one\ntwo\n" * 900
+    assert orch("logs", "demo", "--rank", "1", "--attempt", "1", "--tail", "1").out == "two\n"
+    assert orch("logs", "demo", "--rank", "2").out == ""
+
+
 def test_logs_tail(fake: FakeController, orch: Orch) -> None:
     fake.add(handed_over())
     fake.logs = {("abcd2345", 1): b"one\ntwo\n" * 900, ("abcd2345", 2): b"three\nfour\nfive"}

@@ -76,8 +76,8 @@ def test_answers_become_records(gateway: RayGateway) -> None:
     (node,) = gateway.nodes()
     assert (node.name, node.pool, node.alive) == ("a", "p", True)
     assert gateway.probe("x").agent_alive is True
-    assert gateway.launch("run-r-a1", "n1", 1, 0, 10, job()) is True
-    assert gateway.launch("run-r-a1", "n2", 1, 0, 10, job()) is False
+    assert gateway.launch("run-r-a1", "n1", 1, 10, job()) is True
+    assert gateway.launch("run-r-a1", "n2", 1, 10, job()) is False
 
 
 def test_errors_keep_their_kind(gateway: RayGateway) -> None:

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from orchestrator.agent.job import AgentJob
 from orchestrator.api.app import create_app
+from orchestrator.clock import SYSTEM, Clock
 from orchestrator.control.config import ControllerConfig
 from orchestrator.control.controller import Controller
 from orchestrator.domain.fleet import ActorInfo, NodeInfo
@@ -30,7 +31,7 @@ class PaperGateway:
     killed: list[str] = field(default_factory=list)
     launch_error: OrchError | None = None
     nodes_error: OrchError | None = None
-    agents_alive: bool = True
+    agents_alive: bool | None = True
     connected: bool = True
 
     def nodes(self, timeout_s: float = 5.0) -> list[NodeInfo]:
@@ -39,7 +40,7 @@ class PaperGateway:
         return list(self.fleet)
 
     def launch(
-        self, name: str, ray_id: str, cpus: float, gpus: float, memory: int, job: AgentJob,
+        self, name: str, ray_id: str, cpus: float, memory: int, job: AgentJob,
         timeout_s: float = 30.0,
     ) -> bool:  # fmt: skip
         if self.launch_error:
@@ -66,7 +67,7 @@ def gateway() -> PaperGateway:
     return PaperGateway()
 
 
-def build(tmp_path: Path, gateway: PaperGateway) -> Controller:
+def build(tmp_path: Path, gateway: PaperGateway, clock: Clock = SYSTEM) -> Controller:
     config = ControllerConfig(
         home=Home(tmp_path),
         url="http://127.0.0.1:1",
@@ -74,7 +75,7 @@ def build(tmp_path: Path, gateway: PaperGateway) -> Controller:
         ray_address="127.0.0.1:2",
         mlflow_url="",
     )
-    return Controller(config, gateway)
+    return Controller(config, gateway, clock)
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def test_a_lost_node_costs_no_retry(
     gateway.fleet = [node("laptop", alive=False), node("gpu")]
     launched(gateway, run_id, 2)
     detail = api.get(f"/v1/runs/{run_id}").json()
-    assert detail["attempts"][0]["reason"] == "node-lost"
+    assert detail["attempts"][0]["reason"] == "away"
     assert gateway.jobs[f"run-{run_id}-a2"].node == "gpu"
     assert {n["name"]: n["state"] for n in api.get("/v1/nodes").json()} == {"laptop": "lost", "gpu": "ready"}
 

@@ -1,94 +1,262 @@
-from dataclasses import replace
+from __future__ import annotations
+
 from datetime import timedelta
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.domain.planner import NodeLoad, loads, plan
-from orchestrator.domain.states import Phase
+from orchestrator.control.board import waiting_of
+from orchestrator.domain.demand import Demand, demand_of
+from orchestrator.domain.fleet import GpuState, NodeInfo, NodeReport
+from orchestrator.domain.planner import Desk, Limits, plan
+from orchestrator.domain.queue import Queue
+from orchestrator.domain.records import RunRecord
+from orchestrator.domain.room import CONTEXT_BYTES, Grant, rooms_of
+from orchestrator.domain.why import Verdict, explain
 from orchestrator.spec.models import Variant
-from tests.unit.records import NOW, attempt, node, run, spec
+from tests.unit.records import NOW, node, run, spec
+
+T = NOW.timestamp()
+GIB = 2**30
 
 
-def test_first_variant_that_fits_wins() -> None:
+def desk_of(
+    runs: list[RunRecord],
+    nodes: list[NodeInfo],
+    grants: list[Grant] | None = None,
+    limits: Limits | None = None,
+    now: float = T,
+) -> Desk:
+    queue = Queue()
+    for one in runs:
+        queue.add(waiting_of(one))
+    return plan(queue, rooms_of(nodes, grants or []), limits or Limits(), now)
+
+
+def starts(desk: Desk) -> list[tuple[str, str]]:
+    return [(start.waiting.run_id, start.places[0].node) for start in desk.plan.starts]
+
+
+def why(desk: Desk, one: RunRecord) -> Verdict:
+    return explain(waiting_of(one), desk)
+
+
+def held(name: str, where: str, seq: int = 1, **values: Any) -> Grant:
+    """One CPU of a node."""
+    demand = values.pop("demand", Demand(0, where, values.pop("cpus", 1.0)))
+    order = values.pop("order", (0, 0, seq))
+    return Grant(name, name, f"ray-{where}", demand, order, **values)
+
+
+def gpu_node(memory: int = 12 * GIB, foreign: int = 0, use: float = 0.0, cpus: float = 8) -> NodeInfo:
+    report = NodeReport((GpuState(0, "card", memory, foreign, use),))
+    return node("gpu", gpus=1, cpus=cpus, report=report)
+
+
+def test_first_variant_that_fits_wins_and_the_next_is_the_fall_back() -> None:
     both = run(spec=spec(pools=("gpu", "laptop")))
-    (verdict,) = plan([both], [NodeLoad(node("laptop")), NodeLoad(node("gpu"))], NOW)
-    assert verdict.chosen is not None
-    assert verdict.chosen.variant.pool == "gpu"
+    machines = [node("laptop"), node("gpu")]
+    assert starts(desk_of([both], machines)) == [(both.id, "gpu")]
+    full = [held("other", "gpu", cpus=2.0)]
+    assert starts(desk_of([both], machines, full)) == [(both.id, "laptop")]
 
 
-def test_falls_back_to_the_next_variant() -> None:
-    both = run(spec=spec(pools=("gpu", "laptop")))
-    full = NodeLoad(node("gpu"), cpus_used=2, runs=("other",))
-    (verdict,) = plan([both], [NodeLoad(node("laptop")), full], NOW)
-    assert verdict.chosen is not None
-    assert verdict.chosen.node is not None
-    assert verdict.chosen.node.name == "laptop"
+def test_best_waits_for_the_first_variant_for_a_while_only() -> None:
+    both = run(spec=spec(pools=("gpu", "laptop"), start="best", wait=60))
+    machines, full = [node("laptop"), node("gpu")], [held("other", "gpu", cpus=2.0)]
+    desk = desk_of([both], machines, full, now=T + 59)
+    assert starts(desk) == []
+    assert "waits for pool gpu until" in why(desk, both).why
+    assert starts(desk_of([both], machines, full, now=T + 60)) == [(both.id, "laptop")]
 
 
-def test_priority_then_order_of_acceptance() -> None:
+def test_priority_then_top_then_order_of_acceptance() -> None:
     early, late = run("a", 1), run("b", 2)
-    urgent = run("c", 3, spec=spec(priority=5))
-    verdicts = plan([late, early, urgent], [NodeLoad(node())], NOW)
-    assert [v.run_id for v in verdicts] == ["c", "a", "b"]
-    assert [v.chosen is not None for v in verdicts] == [True, True, False]
+    urgent, top = run("c", 3, spec=spec(priority=5)), run("d", 4, front=1)
+    one = node(cpus=1)
+    order = []
+    waiting = [late, early, urgent, top]
+    while waiting:
+        ((first, _),) = starts(desk_of(waiting, [one]))
+        order.append(first)
+        waiting = [other for other in waiting if other.id != first]
+    assert order == ["c", "d", "a", "b"]
+
+
+def test_users_take_turns_and_so_do_their_experiments() -> None:
+    many = [run(f"a{i}", i, user="ada", spec=spec(experiment="big")) for i in range(4)]
+    small = run("a9", 9, user="ada", spec=spec(experiment="small"))
+    other = run("b", 10, user="bob")
+    begun = [one for one, _ in starts(desk_of([*many, small, other], [node(cpus=4)]))]
+    assert begun == ["a0", "b", "a9", "a1"]
+
+
+def test_one_who_holds_much_waits_for_one_who_holds_little() -> None:
+    grants = [held("x", "laptop", user="ada"), held("y", "laptop", user="ada")]
+    first, second = run("a", 1, user="ada"), run("b", 2, user="bob")
+    assert starts(desk_of([first, second], [node(cpus=3)], grants)) == [("b", "laptop")]
 
 
 def test_says_what_is_in_the_way() -> None:
     wide = run(spec=spec(placement=[Variant(pool="laptop", cpus=8)]))
-    (verdict,) = plan([wide], [NodeLoad(node())], NOW)
-    assert "it has 2 CPUs, 8 wanted" in verdict.why
-    busy = NodeLoad(node(), cpus_used=2, runs=("night-run",))
-    (verdict,) = plan([run()], [busy], NOW)
-    assert "0 of 2 CPUs free, 1 wanted, in use by night-run" in verdict.why
-    (verdict,) = plan([run(spec=spec(pools=("gpu",)))], [NodeLoad(node())], NOW)
-    assert "no node of pool gpu" in verdict.why
-    assert "laptop" in verdict.why
+    assert "it has 2 CPUs, 8 wanted" in why(desk_of([wide], [node()]), wide).why
+    busy = desk_of([run()], [node()], [held("night-run", "laptop", cpus=2.0)])
+    assert "0 of 2 CPUs free, 1 wanted, in use by night-run" in why(busy, run()).why
+    nowhere = run(spec=spec(pools=("gpu",)))
+    text = why(desk_of([nowhere], [node()]), nowhere).why
+    assert "no node of pool gpu" in text
+    assert "laptop" in text
 
 
-def test_backoff_is_kept() -> None:
+def test_says_when_it_ends_where_that_is_known() -> None:
+    one = run()
+    busy = desk_of([one], [node()], [held("x", "laptop", cpus=2.0, ends=T + 600)])
+    (variant,) = why(busy, one).variants
+    assert variant.nodes[0].until == NOW + timedelta(seconds=600)
+
+
+def test_backoff_and_hold_are_kept() -> None:
     waiting = run(not_before=NOW + timedelta(seconds=5))
-    assert plan([waiting], [NodeLoad(node())], NOW)[0].chosen is None
-    assert plan([waiting], [NodeLoad(node())], NOW + timedelta(seconds=5))[0].chosen is not None
+    assert starts(desk_of([waiting], [node()])) == []
+    assert why(desk_of([waiting], [node()]), waiting).why == "tries again in 5 s"
+    assert starts(desk_of([waiting], [node()], now=T + 5)) == [(waiting.id, "laptop")]
+    back = run(held=True)
+    assert starts(desk_of([back], [node()])) == []
+    assert "held back" in why(desk_of([back], [node()]), back).why
 
 
 def test_a_moved_run_stays_in_its_pool() -> None:
     moved = run(spec=spec(pools=("gpu", "laptop")), pin_pool="laptop")
-    (verdict,) = plan([moved], [NodeLoad(node("laptop")), NodeLoad(node("gpu"))], NOW)
-    assert verdict.chosen is not None
-    assert verdict.chosen.variant.pool == "laptop"
+    assert starts(desk_of([moved], [node("laptop"), node("gpu")])) == [(moved.id, "laptop")]
 
 
-def test_resources_count_until_the_attempt_has_ended() -> None:
-    busy, over = attempt("a"), replace(attempt("b"), phase=Phase.ENDED)
-    (load,) = loads([node(), node("lost", alive=False)], [busy, over], {"a": "first"})
-    assert (load.cpus_used, load.runs) == (1, ("first",))
+def test_closed_nodes_get_nothing_and_say_why() -> None:
+    one = run()
+    for machine, text in (
+        (node(alive=False), "it is away"),
+        (node(draining=True), "it is being drained"),
+        (node(excluded="3 runs failed there"), "3 runs failed there"),
+        (node(report=NodeReport(busy="a game runs")), "its owner uses it: a game runs"),
+    ):
+        desk = desk_of([one], [machine])
+        assert starts(desk) == []
+        assert text in why(desk, one).why
 
 
-@given(
-    demands=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2), st.integers(-2, 2)), max_size=12),
-    sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), min_size=1, max_size=4),
-)
-def test_never_grants_more_than_there_is_and_never_passes_over_priority(
-    demands: list[tuple[int, int, int]], sizes: list[tuple[int, int]]
-) -> None:
-    fleet = [NodeLoad(node(f"n{i}", pool="p", cpus=c, gpus=g)) for i, (c, g) in enumerate(sizes)]
-    queue = [
-        run(f"r{i}", i, spec=spec(placement=[Variant(pool="p", cpus=c, gpus=g)], priority=priority))
-        for i, (c, g, priority) in enumerate(demands)
+def test_limits_of_pools_and_experiments() -> None:
+    runs = [run("a", 1, spec=spec(experiment="x")), run("b", 2, spec=spec(experiment="x")), run("c", 3)]
+    desk = desk_of(runs, [node(cpus=9)], limits=Limits(experiments={"x": 1}))
+    assert [one for one, _ in starts(desk)] == ["a", "c"]
+    assert why(desk, runs[1]).why == "experiment x is at its limit of 1"
+    desk = desk_of(runs, [node(cpus=9)], limits=Limits(pools={"laptop": 2}))
+    assert len(starts(desk)) == 2
+    assert "pool laptop is at its limit of 2" in why(desk, runs[2]).why
+
+
+def shared(run_id: str, seq: int, gib: int) -> RunRecord:
+    variant = Variant(pool="gpu", gpus=1, gpu_memory=gib * GIB)
+    return run(run_id, seq, spec=spec(run_id, placement=[variant]))
+
+
+def test_runs_share_a_gpu_by_memory_and_why_names_the_missing() -> None:
+    runs = [shared("a", 1, 5), shared("b", 2, 5), shared("c", 3, 5)]
+    desk = desk_of(runs, [gpu_node()])
+    assert [one for one, _ in starts(desk)] == ["a", "b"]
+    missing = 3 * (5 * GIB + CONTEXT_BYTES) - 12 * GIB
+    assert f"GPU 0: {missing // 2**20} MiB missing" in why(desk, runs[2]).why
+    desk = desk_of(runs[:2], [gpu_node(foreign=6 * GIB)])
+    assert [one for one, _ in starts(desk)] == ["a"]
+    assert "6144 MiB used by others" in why(desk, runs[1]).why
+
+
+def test_a_whole_gpu_is_not_shared_nor_taken_from_others() -> None:
+    whole = run("w", 1, spec=spec(placement=[Variant(pool="gpu", gpus=1)]))
+    assert starts(desk_of([whole], [gpu_node()])) == [("w", "gpu")]
+    assert starts(desk_of([whole], [gpu_node(foreign=7 * GIB)])) == []
+    assert "used by others" in why(desk_of([whole], [gpu_node(use=0.9)]), whole).why
+    both = desk_of([whole, shared("s", 2, 1)], [gpu_node()])
+    assert starts(both) == [("w", "gpu")]
+    unknown = node("gpu", gpus=1)
+    assert starts(desk_of([whole], [unknown])) == [("w", "gpu")]
+    assert "memory is not known" in why(desk_of([shared("s", 2, 1)], [unknown]), shared("s", 2, 1)).why
+
+
+def test_gangs_start_all_or_none_on_several_nodes() -> None:
+    gang = run("g", 1, spec=spec(placement=[Variant(pool="lab", cpus=2, ranks=3)]))
+    lab = [node(f"lab{i}", pool="lab") for i in range(3)]
+    (start,) = desk_of([gang], lab).plan.starts
+    assert {place.node for place in start.places} == {"lab0", "lab1", "lab2"}
+    assert desk_of([gang], lab[:2]).plan.starts == []
+    desk = desk_of([gang], lab, [held("x", "lab1")])
+    assert desk.plan.starts == []
+    assert "no room for 3 ranks" in why(desk, gang).why
+
+
+def wide(run_id: str, seq: int, cpus: int = 4, **values: Any) -> RunRecord:
+    return run(run_id, seq, spec=spec(run_id, placement=[Variant(pool="laptop", cpus=cpus)], **values))
+
+
+def test_backfill_does_not_delay_the_first_in_line() -> None:
+    machine = node(cpus=4)
+    grants = [held("x", "laptop", cpus=2.0, ends=T + 100)]
+    big, long, short = wide("big", 1), wide("long", 2, 1), wide("short", 3, 1, max_duration=90.0)
+    assert starts(desk_of([big, long], [machine], grants)) == []
+    desk = desk_of([big, short], [machine], grants)
+    assert starts(desk) == [("short", "laptop")]
+    assert desk.plan.starts[0].backfill
+    assert "kept for big, which goes first" in why(desk_of([big, long], [machine], grants), long).why
+
+
+def test_backfill_takes_what_will_be_left_over_and_other_nodes() -> None:
+    grants = [held("x", "laptop", cpus=4.0)]
+    big, small, more = wide("big", 1), wide("s", 2, 1), wide("t", 3, 1)
+    desk = desk_of([big, small, more], [node(cpus=5)], grants)
+    assert starts(desk) == [("s", "laptop")]
+    assert desk.plan.starts[0].backfill
+    other = node("second", pool="laptop", cpus=2)
+    desk = desk_of([big, small, more], [node(cpus=4), other], grants)
+    assert starts(desk) == [("s", "second"), ("t", "second")]
+
+
+def test_an_older_run_of_another_pool_is_in_nobodys_way() -> None:
+    desk = desk_of([wide("big", 1), run("g", 2, spec=spec(pools=("gpu",)))], [node(), node("gpu")])
+    assert starts(desk) == [("g", "gpu")]
+    assert not desk.plan.starts[0].backfill
+
+
+def test_at_most_so_many_start_at_once() -> None:
+    runs = [run(f"r{i}", i) for i in range(50)]
+    desk = desk_of(runs, [node(cpus=50)])
+    assert len(desk.plan.starts) == 32
+    assert desk.plan.more
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(-1, 1), st.integers(0, 1)), max_size=14))
+def test_grants_never_exceed_a_node_and_who_waits_does_not_fit(wanted: list[tuple[int, int, int]]) -> None:
+    runs = [
+        run(
+            f"r{i}",
+            i,
+            spec=spec(f"r{i}", priority=priority, placement=[Variant(pool="gpu", cpus=cpus, gpus=gpus)]),
+        )
+        for i, (cpus, priority, gpus) in enumerate(wanted)
     ]
-    verdicts = plan(queue, fleet, NOW)
-    free = {load.node.ray_id: [load.node.cpus, load.node.gpus] for load in fleet}
-    order = [(-next(r for r in queue if r.id == v.run_id).spec.priority) for v in verdicts]
-    assert order == sorted(order)
-    for verdict in verdicts:
-        wanted = next(r for r in queue if r.id == verdict.run_id).spec.placement[0]
-        if verdict.chosen is None:
-            assert not any(c >= wanted.cpus and g >= wanted.gpus for c, g in free.values())
-            assert verdict.why
-        else:
-            assert verdict.chosen.node is not None
-            left = free[verdict.chosen.node.ray_id]
-            left[0] -= wanted.cpus
-            left[1] -= wanted.gpus
-            assert min(left) >= 0
+    desk = desk_of(runs, [gpu_node(cpus=7)])
+    started = {start.waiting.run_id: start for start in desk.plan.starts}
+    assert sum(start.demand.cpus for start in started.values()) <= 7
+    assert sum(start.demand.gpus for start in started.values()) <= 1
+    room = desk.rooms["ray-gpu"]
+    waiting = [one for one in runs if one.id not in started]
+    highest = max((one.spec.priority for one in waiting), default=None)
+    for one in waiting:
+        if one.spec.priority == highest and not any(start.backfill for start in started.values()):
+            assert not room.fits(demand_of(0, one.spec.placement[0])) or desk.plan.reservations
+        assert why(desk, one).why
+
+
+def test_why_is_empty_exactly_where_it_would_start() -> None:
+    one = run()
+    free = explain(waiting_of(one), plan(Queue(), rooms_of([node()], []), Limits(), T))
+    assert free.node == "laptop"
+    assert free.why == ""

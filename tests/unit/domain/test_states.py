@@ -7,6 +7,7 @@ def test_every_reason_has_a_consequence() -> None:
 
 def test_only_unexplained_ends_cost_a_retry() -> None:
     free = {Reason.MOVED, Reason.SHUTDOWN, Reason.NODE_LOST, Reason.ACTOR_LOST, Reason.FENCED}
+    free |= {Reason.DRAINED, Reason.OWNER}
     assert {reason for reason in free if CONSEQUENCES[reason].then == Then.RETRY} == set()
     assert CONSEQUENCES[Reason.PROGRAM_KILLED].then == Then.RETRY
 

@@ -63,6 +63,7 @@ class SteeredContext:
         self.attempt = 1
         self.device: str | None = None
         self.cpus: int | None = 1
+        self.gpu_memory: int | None = None
         self.restore_dir: Path | None = None
         self.checkpoint_dir: Path | None = folder
         self.artifact_dir: Path | None = None

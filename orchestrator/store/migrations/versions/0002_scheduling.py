@@ -20,3 +20,9 @@ def upgrade() -> None:
     for name in ("gpu_ids", "members"):
         op.add_column("attempts", sa.Column(name, sa.JSON, nullable=False, server_default="[]"))
     op.add_column("attempts", sa.Column("backfill", sa.Boolean, nullable=False, server_default="0"))
+    op.create_table(
+        "limits",
+        sa.Column("kind", sa.String(16), primary_key=True),
+        sa.Column("name", sa.String(63), primary_key=True),
+        sa.Column("most", sa.Integer, nullable=False),
+    )

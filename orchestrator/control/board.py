@@ -1,0 +1,219 @@
+"""The scheduler's picture of the ledger: who waits and who holds what, kept in memory, true to every commit.
+
+It is made once, from the whole ledger, and follows the commits from then on, so that a plan costs nothing for
+the runs that have not changed. It never decides: what a plan starts is checked against the ledger again.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass, replace
+
+from orchestrator.clock import Clock
+from orchestrator.control.live import LiveBoard, Sign
+from orchestrator.domain.demand import Shape, demand_of, shape_of
+from orchestrator.domain.queue import Order, Queue, Waiting
+from orchestrator.domain.records import AttemptRecord, RunRecord
+from orchestrator.domain.rivalry import Running
+from orchestrator.domain.room import Grant
+from orchestrator.domain.states import RunState
+from orchestrator.store.ledger import Ledger, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """What is known of a run that executes."""
+
+    name: str
+    attempt: int
+    user: str
+    experiment: str
+    order: Order
+    shape: Shape
+    stopping: bool
+    migrates: bool
+    target: int | None
+    """Steps at which it ends; None where that is not known."""
+    left: float | None
+    """Seconds that its attempt may take; None: any."""
+
+
+class Board:
+    """Waiting runs and open attempts. Use it under :attr:`lock`."""
+
+    def __init__(self, ledger: Ledger, live: LiveBoard, clock: Clock) -> None:
+        self.lock = threading.RLock()
+        self.queue = Queue()
+        self._live = live
+        self._clock = clock
+        self._runs: dict[str, _Open] = {}
+        self._attempts: dict[tuple[str, int], AttemptRecord] = {}
+        self._made: dict[tuple[str, int], tuple[AttemptRecord, _Open | None, Sign | None, Grant]] = {}
+        with self.lock:
+            ledger.watch(self._follow)
+            with ledger.read() as transaction:
+                for run in transaction.each_queued():
+                    self._take_run(run)
+                for attempt in transaction.open_attempts():
+                    self._attempts[attempt.run_id, attempt.number] = attempt
+                    self._take_run(transaction.run(attempt.run_id))
+
+    def _follow(self, transaction: Transaction) -> None:
+        with self.lock:
+            for key, attempt in transaction.attempts_changed.items():
+                if attempt.ended:
+                    self._attempts.pop(key, None)
+                    self._made.pop(key, None)
+                else:
+                    self._attempts[key] = attempt
+            for run in transaction.runs_changed.values():
+                self._take_run(run)
+
+    def _take_run(self, run: RunRecord) -> None:
+        if run.state == RunState.QUEUED:
+            self.queue.add(waiting_of(run))
+        else:
+            self.queue.remove(run.id)
+        if run.state.final or run.state == RunState.QUEUED:
+            self._runs.pop(run.id, None)
+        else:
+            self._runs[run.id] = _open(run)
+
+    def names(self) -> dict[str, str]:
+        """Names of the runs that execute, by id."""
+        return {run_id: run.name for run_id, run in self._runs.items()}
+
+    def open_attempts(self) -> list[AttemptRecord]:
+        """Attempts that have not ended."""
+        return list(self._attempts.values())
+
+    def grants(self) -> list[Grant]:
+        """What attempts hold, one grant for each rank. An attempt counts until it has ended."""
+        found: list[Grant] = []
+        for attempt in self._attempts.values():
+            first = self._grant(attempt)
+            found.append(first)
+            for member in attempt.members:
+                found.append(replace(first, ray_id=member.ray_id, node=member.node, gpu_ids=member.gpu_ids))
+        return found
+
+    def _grant(self, attempt: AttemptRecord) -> Grant:
+        """Made anew only where the attempt has been heard of since, or has changed."""
+        key = (attempt.run_id, attempt.number)
+        run, sign = self._runs.get(attempt.run_id), self._live.sign(*key)
+        made = self._made.get(key)
+        if made is not None and made[0] is attempt and made[1] is run and made[2] is sign:
+            return made[3]
+        grant = self._new_grant(attempt, run, sign)
+        self._made[key] = (attempt, run, sign, grant)
+        return grant
+
+    def _new_grant(self, attempt: AttemptRecord, run: _Open | None, sign: Sign | None) -> Grant:
+        now = self._clock.now().timestamp()
+        saved = None if sign is None or sign.saved is None else now - (self._clock.monotonic() - sign.saved)
+        return _grant(attempt, run, _remaining(run, sign), saved, now)
+
+    def running(self, now: float) -> list[Running]:
+        """What upgrades are decided by."""
+        found = []
+        for attempt in self._attempts.values():
+            run = self._runs.get(attempt.run_id)
+            if run is None or attempt.started_at is None or run.attempt != attempt.number:
+                continue
+            sign = self._live.sign(attempt.run_id, attempt.number)
+            remaining = _remaining(run, sign)
+            saves = remaining is not None if run.target else sign is not None and sign.saved is not None
+            found.append(
+                Running(
+                    self._grant(attempt),
+                    run.shape,
+                    now - attempt.started_at.timestamp(),
+                    remaining,
+                    moves=run.migrates and not run.stopping and saves and not attempt.members,
+                )
+            )
+        return found
+
+
+def running_of(
+    run: RunRecord, attempt: AttemptRecord, remaining: float | None, saved: float | None, now: float
+) -> Grant:
+    """What rank 0 of an attempt holds; `remaining` seconds of work, and when it was saved, where known."""
+    executing = not run.state.final and run.state != RunState.QUEUED
+    return _grant(attempt, _open(run) if executing else None, remaining, saved, now)
+
+
+def _grant(
+    attempt: AttemptRecord, run: _Open | None, remaining: float | None, saved: float | None, now: float
+) -> Grant:
+    demand = demand_of(attempt.variant_index, attempt.variant)
+    gpu_ids = attempt.gpu_ids or tuple(range(attempt.variant.gpus))
+    if run is None or run.attempt != attempt.number:  # an attempt that its run has left, and that may end
+        name = run.name if run else attempt.run_id
+        left = Grant(attempt.run_id, name, attempt.ray_id, demand, (0, 0, 0), gpu_ids, stopping=True)
+        return replace(left, node=attempt.node)
+    begun = (attempt.started_at or attempt.created_at).timestamp()
+    ends = [] if remaining is None else [now + remaining]
+    if run.left is not None:
+        ends.append(begun + run.left)
+    return Grant(
+        attempt.run_id,
+        run.name,
+        attempt.ray_id,
+        demand,
+        run.order,
+        gpu_ids,
+        ends=min(ends, default=None),
+        stopping=run.stopping,
+        backfill=attempt.backfill,
+        saved=begun if saved is None else saved,
+        user=run.user,
+        experiment=run.experiment,
+        node=attempt.node,
+    )
+
+
+def _remaining(run: _Open | None, sign: Sign | None) -> float | None:
+    """Seconds that the run would still take where it is; None where that is not known."""
+    if run is None or sign is None or sign.step is None or sign.pace is None or run.target is None:
+        return None
+    return max(0, run.target - sign.step) * sign.pace
+
+
+def waiting_of(run: RunRecord) -> Waiting:
+    """A queued run as the planner sees it."""
+    spec = run.spec
+    left = None if spec.max_duration is None else max(0.0, spec.max_duration - run.seconds_used)
+    return Waiting(
+        run.id,
+        spec.name,
+        _order(run),
+        sys.intern(run.user),
+        sys.intern(spec.experiment),
+        shape_of(spec, run.pin_pool),
+        run.created_at.timestamp(),
+        run.not_before.timestamp() if run.not_before else None,
+        run.held,
+        left,
+    )
+
+
+def _order(run: RunRecord) -> Order:
+    return (-run.spec.priority, -run.front, run.seq)
+
+
+def _open(run: RunRecord) -> _Open:
+    spec = run.spec
+    return _Open(
+        spec.name,
+        run.attempt,
+        sys.intern(run.user),
+        sys.intern(spec.experiment),
+        _order(run),
+        shape_of(spec),
+        stopping=run.stop is not None,
+        migrates=spec.migrate == "auto" and run.pin_pool is None,
+        target=spec.trainer.max_steps if spec.trainer else None,
+        left=None if spec.max_duration is None else max(0.0, spec.max_duration - run.seconds_used),
+    )

@@ -1,0 +1,219 @@
+"""The promises of design.md that a simulated world must keep, by their numbers there."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from orchestrator.domain.liveness import Facts
+from orchestrator.domain.planner import Desk, Start, eligible
+from orchestrator.domain.queue import Waiting
+from orchestrator.domain.records import AttemptRecord, RunRecord
+from orchestrator.domain.rivalry import Eviction
+from orchestrator.domain.room import CONTEXT_BYTES, Grant
+from orchestrator.domain.states import Reason, RunState
+from orchestrator.domain.why import explain
+from tests.simulation.world import GIB, Agent, World, demand_at, held_by
+
+FREE = {
+    *(Reason.MOVED, Reason.PREEMPTED, Reason.UPGRADED, Reason.NODE_LOST, Reason.FENCED),
+    *(Reason.SHUTDOWN, Reason.DRAINED, Reason.OWNER, Reason.AWAY),
+}
+"""Ends that cost no retry (rule 11)."""
+
+
+class BrokenPromiseError(AssertionError):
+    """A rule did not hold; the message begins with its number."""
+
+
+def promise(holds: object, rule: str, text: str) -> None:
+    """Raise where a rule does not hold."""
+    if not holds:
+        raise BrokenPromiseError(f"{rule}: {text}")
+
+
+def check(world: World, what: str, about: Any) -> None:
+    """One thing that happened."""
+    _CHECKS[what](world, about)
+
+
+def _save(world: World, run: RunRecord) -> None:
+    before = world.runs.get(run.id)
+    if before is not None and before.state.final:
+        promise(run == before, "rule 6", f"{run.id} was {before.state} and is changed")
+
+
+def _start(world: World, about: tuple[RunRecord, AttemptRecord]) -> None:
+    run, attempt = about
+    promise(run.state == RunState.QUEUED, "rule 6", f"{run.id} is {run.state} and starts")
+    promise(attempt.number < 200, "rule 4", f"{run.id} is started again and again")
+    promise(not run.held, "rule 4", f"{run.id} is held and starts")
+    promise(run.not_before is None or run.not_before <= world.instant, "rule 4", f"{run.id} starts early")
+    for ray_id, _ in held_by(attempt):
+        machine = next((one for one in world.machines.values() if one.ray_id == ray_id), None)
+        promise(
+            machine is not None and not machine.info().closed, "rule 8", f"{run.id} starts where it may not"
+        )
+    promise(1 + len(attempt.members) == attempt.variant.ranks, "rule 8", f"a part of {run.id} starts")
+    waited = world.instant - run.created_at
+    if run.spec.start == "best" and run.pin_pool is None and waited.total_seconds() < run.spec.wait:
+        promise(attempt.variant_index == 0, "rule 8", f"{run.id} did not wait for the best placement")
+
+
+def _plan(world: World, about: tuple[Desk, list[Grant]]) -> None:
+    desk, _ = about
+    started = {start.waiting.run_id for start in desk.plan.starts}
+    if world.events % 20 == 0 and not desk.plan.more:
+        for one in world.queue:
+            verdict = None if one.run_id in started else explain(one, desk)
+            promise(
+                verdict is None or verdict.why, "rule 4", f"{one.run_id} waits without a reason: {verdict}"
+            )
+    waiting = [one for one in world.queue if one.run_id not in started and _may_start(one, desk)]
+    for start in desk.plan.starts:
+        if start.backfill or desk.plan.more:
+            continue
+        for other in waiting:
+            if other.level < start.waiting.level:
+                promise(
+                    not _could_have(other, start, desk),
+                    "rule 8",
+                    f"{start.waiting.run_id} went before {other}",
+                )
+
+
+def _may_start(waiting: Waiting, desk: Desk) -> bool:
+    late = waiting.not_before is not None and waiting.not_before > desk.now
+    return not waiting.held and not late and not desk.limit_of_experiment(waiting.experiment)
+
+
+def _could_have(other: Waiting, start: Start, desk: Desk) -> bool:
+    """Whether it would have fitted on what a run after it has got."""
+    for demand in eligible(other, desk.now):
+        if demand.ranks > 1 or demand.pool != start.demand.pool or desk.limit_of_pool(demand.pool):
+            continue
+        for place in start.places:
+            room = desk.rooms[place.ray_id]
+            mine = [grant for grant in room.grants if grant.run_id == start.waiting.run_id]
+            if room.without(mine).fits(demand):
+                return True
+    return False
+
+
+def _evictions(world: World, about: tuple[Desk, list[Eviction], list[Grant]]) -> None:
+    desk, out, grants = about
+    for one in out:
+        victim, first = one.victim, one.goes_first
+        lower = victim.priority < -first.order[0]
+        early = victim.backfill and victim.order > first.order
+        promise(lower or early, "rule 8", f"{victim.run_id} makes room for {first.run_id}")
+        promise(not victim.stopping, "rule 8", f"{victim.run_id} is ordered to go twice")
+    if desk.plan.more or not desk.plan.blocked:
+        return
+    first = desk.plan.blocked[0]
+    if any(one.goes_first.run_id == first.run_id for one in out) or not _may_start(first, desk):
+        return
+    stopping = {grant.run_id for grant in grants if grant.stopping}
+    for demand in eligible(first, desk.now):
+        if demand.ranks > 1 or desk.limit_of_pool(demand.pool):
+            continue
+        for room in desk.pools.get(demand.pool, []):
+            if room.node.closed or any(grant.run_id == first.run_id for grant in room.grants):
+                continue
+            yields = [
+                grant
+                for grant in room.grants
+                if grant.priority < -first.order[0]
+                or (grant.backfill and grant.order > first.order and desk.keeps_for(first, demand))
+            ]
+            if room.without(yields).fits(demand) and not any(one.run_id in stopping for one in room.grants):
+                here = any(
+                    grant.run_id == first.run_id for other in desk.rooms.values() for grant in other.grants
+                )
+                promise(here, "rule 8", f"nobody makes room for {first.run_id}")
+
+
+def _ended(world: World, about: tuple[RunRecord, AttemptRecord, Reason, RunRecord]) -> None:
+    run, attempt, reason, after = about
+    if reason in FREE:
+        promise(after.retries_used == run.retries_used, "rule 11", f"{run.id} pays for {reason}")
+    if run.stop == Reason.CANCELLED and reason != Reason.COMPLETED:
+        promise(after.state == RunState.CANCELLED, "rule 6", f"{run.id} was cancelled and is {after.state}")
+    promise(attempt.number == run.attempt, "rule 8", f"{run.id}: an old attempt ends it")
+
+
+def _lost(world: World, about: tuple[AttemptRecord, Agent | None]) -> None:
+    attempt, agent = about
+    lives = agent is not None and not agent.gone and agent.ended is None
+    promise(not lives, "rule 13", f"{attempt.run_id} is declared lost and lives")
+
+
+def _left(world: World, about: tuple[RunRecord, AttemptRecord, Facts]) -> None:
+    run, attempt, facts = about
+    patient = run.spec.migrate == "never" and run.stop is None
+    promise(not patient or facts.silence >= run.spec.away, "rule 13", f"{run.id} left {attempt.node} early")
+    promise(facts.silence > 0, "rule 13", f"{run.id} left {attempt.node}, which speaks")
+
+
+def _commit(world: World, key: tuple[str, int]) -> None:
+    run_id, number = key
+    promise(world.fences[run_id] == number, "rule 2", f"attempt {number} of {run_id} commits behind a fence")
+
+
+def _upgrade(world: World, upgrade: Any) -> None:
+    grant = upgrade.running.grant
+    promise(upgrade.demand.index < grant.demand.index, "rule 8", f"{grant.run_id} moves to a worse place")
+    promise(world.runs[grant.run_id].spec.migrate == "auto", "rule 8", f"{grant.run_id} may not be moved")
+
+
+def _looked(world: World, desk: Desk) -> None:
+    newest: dict[str, list[AttemptRecord]] = defaultdict(list)
+    for attempt in world.open_attempts():
+        newest[attempt.run_id].append(attempt)
+    for run in world.live():
+        if run.state == RunState.QUEUED:
+            promise(run.id in world.queue, "rule 4", f"{run.id} is queued and nobody knows")
+        else:
+            owned = any(attempt.number == run.attempt for attempt in newest[run.id])
+            promise(owned, "rule 4", f"{run.id} is {run.state} and nothing executes it")
+    _capacity(world)
+
+
+def _capacity(world: World) -> None:
+    cpus: dict[str, float] = defaultdict(float)
+    whole: dict[tuple[str, int], int] = defaultdict(int)
+    shared: dict[tuple[str, int], int] = defaultdict(int)
+    for attempt in world.open_attempts():
+        demand = demand_at(attempt)
+        for ray_id, gpu_ids in held_by(attempt):
+            cpus[ray_id] += demand.cpus
+            for gpu in gpu_ids:
+                if demand.gpu_memory is None:
+                    whole[ray_id, gpu] += 1
+                else:
+                    shared[ray_id, gpu] += demand.gpu_memory + CONTEXT_BYTES
+    for machine in world.machines.values():
+        promise(cpus[machine.ray_id] <= machine.cpus, "rule 8", f"{machine.name} has granted too many CPUs")
+        for gpu in range(machine.gpus):
+            one, some = whole[machine.ray_id, gpu], shared[machine.ray_id, gpu]
+            promise(one <= 1 and not (one and some), "rule 8", f"a GPU of {machine.name} is granted twice")
+            promise(some <= 12 * GIB, "rule 8", f"{machine.name} has granted too much GPU memory")
+
+
+def _nothing(world: World, about: Any) -> None:
+    pass
+
+
+_CHECKS = {
+    "save": _save,
+    "start": _start,
+    "plan": _plan,
+    "evictions": _evictions,
+    "ended": _ended,
+    "commit": _commit,
+    "upgrade": _upgrade,
+    "looked": _looked,
+    "cancel": _nothing,
+    "lost": _lost,
+    "left": _left,
+}

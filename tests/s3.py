@@ -74,6 +74,8 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         f"-volume.port={volume}",
         f"-filer.port={filer}",
         f"-s3.port={s3}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
         "-webdav=false",
         "-admin.ui=false",
         f"-s3.config={folder / 's3.json'}",

@@ -31,7 +31,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -78,13 +78,16 @@ class Compiler:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
+                bufsize=0,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "1"},
             )
         except OSError as e:
             raise LibraryError(f"cannot start the compiler: {e}") from e
         assert self._process.stdin is not None
-        self._process.stdin.write(order.model_dump_json().encode() + b"\n")
-        self._process.stdin.flush()  # and stays open: its end tells the other process that this one is gone
+        # It stays open: its end tells the other process that this one is gone. Where that has ended already,
+        # `done` tells why.
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(order.model_dump_json().encode() + b"\n")
 
     def done(self) -> bool:
         """Whether it has ended well.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.library import LibraryError
@@ -89,7 +90,7 @@ def keep(made: Any, tensors: list[Tensor], file: Path) -> None:
     """
     try:
         made.save(path=str(file), format="binary")
-        torch.save(tensors, _tensors_of(file))
+        save_file({str(n): tensor.contiguous() for n, tensor in enumerate(tensors)}, _tensors_of(file))
     except (RuntimeError, AssertionError) as e:
         print(f"{file.name} is not kept: {e}", file=sys.stderr)  # found again in the compiler's cache
         file.unlink(missing_ok=True)
@@ -104,7 +105,8 @@ def loaded(file: Path, device: str) -> Callable[..., object]:
     from torch._inductor.standalone_compile import CompiledArtifact
 
     try:
-        tensors = torch.load(_tensors_of(file), map_location=device, weights_only=True)
+        named = load_file(_tensors_of(file), device=device)
+        tensors = [named[str(n)] for n in range(len(named))]
         with torch.no_grad():
             made = CompiledArtifact.load(path=str(file), format="binary")
     except Exception as e:  # pickled objects of the compiler: whatever loading them raises

@@ -48,7 +48,7 @@ def owner(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Somebody is logged in, at the screen or from elsewhere, and his last input is younger than "
+            help="Somebody is logged in, at the screen or from elsewhere, and the last input is younger than "
             "this, such as `10m`; or `off`.",
         ),
     ] = None,

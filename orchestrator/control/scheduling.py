@@ -51,7 +51,10 @@ class Scheduling:
     # ---- deciding
 
     def round(self, fleet: Fleet) -> tuple[list[tuple[RunRecord, AttemptRecord]], bool]:
-        """Start and order what should be; what was started, and whether there is more to do at once."""
+        """Start and order what should be; what was started, and whether there is more to do at once.
+
+        What has changed between planning and recording is left to the next round.
+        """
         with self._board.lock:
             desk = self._desk(fleet)
             if desk.plan.more:
@@ -65,7 +68,7 @@ class Scheduling:
         with self._ledger.begin() as ledger:
             for start in desk.plan.starts:
                 run = ledger.run(start.waiting.run_id)
-                if run.state == RunState.QUEUED and not run.held:
+                if run.state == RunState.QUEUED and waiting_of(run) == start.waiting:
                     started.append(self._start(ledger, run, start))
             for eviction in out:
                 self._evict(ledger, eviction)
@@ -126,10 +129,11 @@ class Scheduling:
 
     def _evict(self, ledger: Transaction, eviction: Eviction) -> None:
         victim = ledger.run(eviction.victim.run_id)
-        if victim.stop is not None or victim.state.final:
+        ordered = make_room(victim, Reason.PREEMPTED)
+        if ordered == victim:
             return
         first = eviction.goes_first
-        ledger.save_run(make_room(victim, Reason.PREEMPTED))
+        ledger.save_run(ordered)
         text = f"saves and makes room for {first.name} ({first.run_id}), which goes first"
         ledger.add_event(victim.id, self._clock.now(), "preempted", text)
 

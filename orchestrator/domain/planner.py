@@ -22,14 +22,11 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.domain.demand import Demand, Shape
 from orchestrator.domain.queue import Bench, Level, Queue, Waiting
-from orchestrator.domain.room import Grant, Room, must_end
+from orchestrator.domain.reservation import Place, Reservation, grant_of, reserve
+from orchestrator.domain.room import Grant, Room
 
 MOST_STARTS = 32
 """Starts of one plan; the next plan follows at once."""
-_RESERVABLE = 32
-"""Nodes of a pool that are looked at to find the one to keep."""
-STOPPING_S = 30.0
-"""Expected time until an attempt that was ordered to go has saved."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +38,6 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one rank goes."""
-
-    ray_id: str
-    node: str
-    gpu_ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
 class Start:
     """A run that starts now."""
 
@@ -58,23 +46,6 @@ class Start:
     places: tuple[Place, ...]
     """One for each rank."""
     backfill: bool = False
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """Nodes of one pool that are kept for a run that fits nowhere yet."""
-
-    waiting: Waiting
-    demand: Demand
-    at: Mapping[str, float]
-    """Ray id of each node -> Unix time at which it is expected to be free for it; infinite: unknown."""
-    spare: Mapping[str, Room]
-    """What will be left over of them then."""
-
-    def allows(self, room: Room, demand: Demand, until: float) -> bool:
-        """Whether something else that ends at `until` may start in this room."""
-        at = self.at.get(room.node.ray_id)
-        return at is None or until <= at < math.inf or self.spare[room.node.ray_id].fits(demand)
 
 
 @dataclass
@@ -245,7 +216,7 @@ class Desk:
         for demand in eligible(waiting, self.now):
             if demand.pool in self.plan.reservations or self.limit_of_pool(demand.pool):
                 continue
-            reservation = _reserve(waiting, demand, self.pools.get(demand.pool, []), self.now)
+            reservation = reserve(waiting, demand, self.pools.get(demand.pool, []), self.now)
             if reservation is not None:
                 self.plan.reservations[demand.pool] = reservation
 
@@ -281,22 +252,6 @@ class Usage:
         if first:
             self.pools[demand.pool] += 1
             self.experiments[experiment] += 1
-
-
-def grant_of(waiting: Waiting, demand: Demand, place: Place, now: float, backfill: bool = False) -> Grant:
-    """What one rank of a start holds."""
-    return Grant(
-        waiting.run_id,
-        waiting.name,
-        place.ray_id,
-        demand,
-        waiting.order,
-        place.gpu_ids,
-        ends=None if waiting.lasts is None else now + waiting.lasts,
-        backfill=backfill,
-        user=waiting.user,
-        experiment=waiting.experiment,
-    )
 
 
 def _in_turn(level: Level, queue: Queue, desk: Desk) -> Iterator[Waiting]:
@@ -400,40 +355,3 @@ def _gang(waiting: Waiting, rooms: list[Room], demand: Demand) -> tuple[Place, .
             room.take(grant_of(waiting, demand, place, 0.0))
             places.append(place)
     return tuple(places) if len(places) == demand.ranks else ()
-
-
-def _reserve(waiting: Waiting, demand: Demand, rooms: Iterable[Room], now: float) -> Reservation | None:
-    """The nodes of a pool that are expected to be free for it first; None where it can never fit there."""
-    near = heapq.nsmallest(_RESERVABLE, (room for room in rooms if not room.node.closed), key=_promising)
-    found: list[tuple[float, int, str, Room]] = []
-    """When, after how many ends, node, and what is left over then."""
-    for room in near:
-        ends = sorted(room.grants, key=lambda grant: _expected(grant, now))
-        needed = must_end(room, demand, ends) if demand.ranks == 1 else ends
-        if needed is not None:
-            at = max((_expected(grant, now) for grant in needed), default=now)
-            found.append((at, len(needed), room.node.name, room.without(needed)))
-    ranks, at_of, spare = 0, dict[str, float](), dict[str, Room]()
-    for at, _, _, left in sorted(found, key=lambda one: one[:3]):
-        before = ranks
-        while ranks < demand.ranks and left.fits(demand):
-            place = Place(left.node.ray_id, left.node.name, left.choose(demand))
-            left.take(grant_of(waiting, demand, place, now))
-            ranks += 1
-        if ranks > before:
-            at_of[left.node.ray_id], spare[left.node.ray_id] = at, left
-        if ranks == demand.ranks:
-            return Reservation(waiting, demand, at_of, spare)
-    return None
-
-
-def _promising(room: Room) -> tuple[float, float, str]:
-    first = min((grant.ends for grant in room.grants if grant.ends is not None), default=math.inf)
-    return first, -room.cpus, room.node.name
-
-
-def _expected(grant: Grant, now: float) -> float:
-    """When a grant is expected to be free: an overdue one at any moment."""
-    if grant.stopping:
-        return now + STOPPING_S
-    return math.inf if grant.ends is None else max(grant.ends, now)

@@ -126,9 +126,7 @@ def move(run: RunRecord, pool: str) -> RunRecord:
 
 def shut_down(run: RunRecord) -> RunRecord:
     """The run ordered to save and stop because its machines are taken down; an earlier order stands."""
-    if run.stop or run.state not in EXECUTING:
-        return run
-    return replace(run, state=_ordered(run), stop=Reason.SHUTDOWN)
+    return make_room(run, Reason.SHUTDOWN)
 
 
 def _ordered(run: RunRecord) -> RunState:
@@ -136,8 +134,13 @@ def _ordered(run: RunRecord) -> RunState:
 
 
 def make_room(run: RunRecord, reason: Reason) -> RunRecord:
-    """The run ordered to save and go, and to wait in its old place; an earlier order stands."""
-    return run if run.stop else replace(run, state=_ordered(run), stop=reason)
+    """The run ordered to save and go, and to wait in its old place; an earlier order stands.
+
+    Nothing changes where nothing executes: nobody would hear the order.
+    """
+    if run.stop or run.state not in EXECUTING:
+        return run
+    return replace(run, state=_ordered(run), stop=reason)
 
 
 def _finish(run: RunRecord, state: RunState, now: datetime) -> RunRecord:

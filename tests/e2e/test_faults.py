@@ -81,7 +81,7 @@ def test_mlflow_hangs_for_a_minute(stack: Stack, text: Path) -> None:
     before = [b - a for a, b in pairwise(measured) if b < began]
     assert during, "the run ended before the outage"
     assert statistics.median(during) < 1.5 * statistics.median(before)
-    assert max(during) < max(2.0, 3 * max(before))
+    assert max(during) < max(8.0, 3 * max(before))
     wait_until(lambda: stack.get("/v1/health")["mlflow_pending"] == 0, 90, stack.evidence)
     (run,) = reader.run_of(run_id)
     history = reader.history(run["info"]["run_id"], "train/loss")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orchestrator.agent.identity import ProcessId, identify
 from orchestrator.agent.job import AgentJob
-from orchestrator.agent.template import AGENT, VARIABLE, NoAnswerError, TemplateError, ask, own_template
+from orchestrator.agent.template import AGENT, VARIABLE, TemplateError, ask, own_template
 from orchestrator.agent.workdir import WorkDir
 from orchestrator.clock import SYSTEM
 from orchestrator.errors import ConflictError, SetupError
@@ -137,10 +137,6 @@ def _fork(folder: WorkDir, env: dict[str, str]) -> AgentHandle | None:
     except TemplateError as error:
         log.warning("%s; the agent starts without it", error)
         return None
-    except NoAnswerError as error:
-        # It may have been made. A second agent in the same folder would be worse than none.
-        log.warning("%s", error)
-        pid = 0
     return _wait_for(folder, pid)
 
 

@@ -1,5 +1,8 @@
 """How to ask this node's template for a process. See :mod:`orchestrator.cluster.template`, which answers.
 
+A request is made once or not at all: the new process tells its id and does nothing until it is told to go on.
+Whoever asks and hears nothing closes the connection; then the process, if there is one, ends.
+
 Imported by a script that must start within milliseconds: only modules that Python has built in, or nearly.
 """
 
@@ -8,23 +11,23 @@ from __future__ import annotations
 import _socket
 import os
 from collections.abc import Mapping, Sequence
-from struct import pack
+from struct import Struct
 from typing import Final
 
 VARIABLE: Final = "ORCH_TEMPLATE"
 """Environment variable with the path of the template's socket."""
 WORKER: Final = "worker"
 AGENT: Final = "agent"
-PATIENCE_S: Final = 10.0
+GO: Final = b"go"
+PATIENCE_S: Final = 5.0
+SIZE: Final = Struct("!I")
+"""Length of the message that follows it."""
+_DESCRIPTOR: Final = Struct("i")
 _AT_ONCE: Final = 1 << 16
 
 
 class TemplateError(Exception):
-    """There is no template, or it has refused: no process was made, and a slow start is in order."""
-
-
-class NoAnswerError(Exception):
-    """The template was asked and did not answer: the process may have been made, so start no second one."""
+    """No process was made: there is no template, or it cannot or will not. A slow start is in order."""
 
 
 def ask(
@@ -37,36 +40,31 @@ def ask(
 ) -> int:
     """Have a process made; its id. It gets copies of these descriptors as 0, 1, 2.
 
-    Raises TemplateError where no process was made, NoAnswerError where nobody can say.
+    Raises TemplateError where no process was made.
     """
     words = [kind, cwd, str(len(argv)), *argv, *(f"{name}={value}" for name, value in env.items())]
     message = "\0".join(words).encode(errors="surrogateescape")
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         connection.settimeout(PATIENCE_S)
-        try:
-            connection.connect(path)
-        except OSError as error:
-            raise TemplateError(f"no template at {path}: {error}") from error
-        try:
-            answer = _exchange(connection, message, descriptors)
-        except OSError as error:
-            raise NoAnswerError(f"the template at {path} does not answer: {error}") from error
+        connection.connect(path)
+        return _agree(connection, SIZE.pack(len(message)) + message, descriptors)
+    except OSError as error:
+        raise TemplateError(f"no template at {path}: {error}") from error
     finally:
         connection.close()
-    if answer.isdigit():
-        return int(answer)
-    if answer:
-        raise TemplateError(f"the template made no process: {answer.decode(errors='replace')}")
-    raise NoAnswerError(f"the template at {path} has ended")
 
 
-def _exchange(connection: _socket.socket, message: bytes, descriptors: Sequence[int]) -> bytes:
-    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack(f"{len(descriptors)}i", *descriptors))]
-    sent = connection.sendmsg([message[:_AT_ONCE]], rights if descriptors else [])
+def _agree(connection: _socket.socket, message: bytes, descriptors: Sequence[int]) -> int:
+    packed = b"".join(map(_DESCRIPTOR.pack, descriptors))
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)] if descriptors else []
+    sent = connection.sendmsg([message[:_AT_ONCE]], rights)
     connection.sendall(message[sent:])
-    connection.shutdown(_socket.SHUT_WR)
-    return connection.recv(4096)
+    answer = connection.recv(4096)
+    if not answer.isdigit():
+        raise TemplateError(answer.decode(errors="replace") or "the process ended before it began")
+    connection.sendall(GO)
+    return int(answer)
 
 
 def taken_apart(message: bytes) -> tuple[str, list[str], dict[str, str], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,6 @@ def apply(params: Any, head: bool) -> None:
     The workers of a node come from a template. They learn of it, and start it, by a variable of theirs.
     """
     params.ray_client_server_port = None
-    if not head:
+    if not head and sys.platform == "linux":
         params.worker_path = str(Path(__file__).with_name("worker_stub.py"))
         os.environ[VARIABLE] = str(Path(params.temp_dir) / "template")

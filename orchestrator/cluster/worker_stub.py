@@ -10,7 +10,7 @@ import fcntl
 import os
 import sys
 
-from orchestrator.agent.template import WORKER, NoAnswerError, TemplateError, ask, own_template
+from orchestrator.agent.template import WORKER, TemplateError, ask, own_template
 
 ROOM = 256
 """Bytes of a template's command line that are there for the command lines of what it forks."""
@@ -21,14 +21,11 @@ def main() -> None:
     path = own_template()
     if path is not None:
         try:
-            ask(path, WORKER, sys.argv[1:], os.environ, os.getcwd(), (0, 1, 2))
+            ask(path, WORKER, [sys.executable, *sys.argv[1:]], os.environ, os.getcwd(), (0, 1, 2))
             os._exit(0)
         except TemplateError as error:
             print(f"{error}; starting without it", file=sys.stderr)
             start_template(path)
-        except NoAnswerError as error:
-            print(error, file=sys.stderr)
-            os._exit(1)  # Ray starts another where this one does not come.
     os.execv(sys.executable, [sys.executable, worker_program(), *sys.argv[1:]])
 
 

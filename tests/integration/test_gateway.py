@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.agent.job import AgentJob
@@ -259,3 +260,29 @@ def _why(gateway: RayGateway) -> str:
     except UnavailableError as error:
         return error.message
     return "connected"
+
+
+def test_a_killed_raylet_leaves_none_of_its_processes_behind(cluster: Cluster) -> None:
+    """The last test of this node: nobody starts it again."""
+    wait_until(lambda: _listens(temp_dir(cluster.config, "box") / "template"), 60.0)
+    template = _template_of_a_worker(cluster, "orphan")
+    session = os.getsid(template)
+    before = [one for one in psutil.process_iter() if _session(one) == session]
+    (raylet,) = [one for one in before if one.name() == "raylet"]
+    assert psutil.Process(template) in before
+    assert any(one.name().startswith("ray::") and one.ppid() == template for one in before)
+    raylet.kill()
+    wait_until(lambda: _alive(before) == [], 60.0, lambda: str(_alive(before)), every=0.2)
+    assert _alive([one for one in psutil.process_iter() if _session(one) == session]) == []
+    assert agents(cluster.home), "an agent goes on, and ends by its own rules"
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
+
+
+def _alive(processes: list[psutil.Process]) -> list[str]:
+    return [str(one) for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

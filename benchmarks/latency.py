@@ -29,7 +29,7 @@ from orchestrator.spec.models import RunSpec
 from orchestrator.store.checkpoints import restore
 from orchestrator.store.objects import open_store
 from tests.stack import Stack, running_stack
-from tests.support import wait_until
+from tests.support import WaitError, wait_until
 
 ROOT = Path(__file__).parents[1]
 WAIT_S = 180.0
@@ -186,6 +186,9 @@ class Latency:
         """Wait until an attempt has so many points; time of its first in ms."""
 
         def there() -> list[int]:
+            state = self._client.run(run)
+            if state.run.state.value == "failed" or len(state.attempts) > attempt:
+                raise WaitError(f"attempt {attempt} of {run} has ended: {state.run.message}")
             points = self._stack.get(f"/v1/runs/{run}/points", key="train/loss")
             times = [point["time_ms"] for point in points if point["attempt"] == attempt]
             return times if len(times) >= count else []

@@ -14,6 +14,7 @@ laptop configuration, both also make the same updates from the same weights on t
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -95,7 +96,10 @@ def main() -> None:
                 if args.json is not None:
                     report.write([], args.json, extra)
 
-            train_all(bench, plan, args.jobs, keep)
+            for run in earlier(args.go_on, plan) if args.go_on else []:
+                keep(run)
+            made = {(run.program, run.dtype, run.seed) for run in runs}
+            train_all(bench, plan, [wanted for wanted in plan.runs() if wanted not in made], args.jobs, keep)
             rows += loss_rows(plan, runs)
         if plan.configuration == "laptop":
             rows += lockstep.differences(bench.checkout, args.quick)
@@ -117,6 +121,9 @@ def _options() -> argparse.Namespace:
     options.add_argument("--threads", type=int, help="of each run, default: all cores")
     options.add_argument("--jobs", type=int, default=1, help="runs at a time")
     options.add_argument("--part", choices=("losses", "speed"), help="measure this part only")
+    options.add_argument(
+        "--go-on", type=Path, metavar="FILE", help="JSON of a measurement that was cut off: its runs are kept"
+    )
     return options.parse_args()
 
 
@@ -138,10 +145,30 @@ def make_plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def train_all(bench: Bench, plan: Plan, jobs: int, keep: Callable[[Run], None]) -> None:
-    """Make all runs, `jobs` at a time; `keep` is called with each when it is done."""
+def earlier(file: Path, plan: Plan) -> list[Run]:
+    """The runs of `file` that `plan` wants too and that ended well.
+
+    Raises:
+        SystemExit: The file is of another configuration.
+    """
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    if kept["configuration"] != plan.configuration:
+        raise SystemExit(f"{file}: measured {kept['configuration']}, not {plan.configuration}")
+    runs = [Run(**run) for run in kept["runs"]]
+    whole = plan.shape["max_steps"]
+    return [
+        run
+        for run in runs
+        if (run.program, run.dtype, run.seed) in plan.runs() and not run.error and run.curve[-1][0] == whole
+    ]
+
+
+def train_all(
+    bench: Bench, plan: Plan, wanted: Sequence[tuple[str, str, int]], jobs: int, keep: Callable[[Run], None]
+) -> None:
+    """Make the runs that are `wanted`, `jobs` at a time; `keep` is called with each when it is done."""
     with ThreadPoolExecutor(jobs) as pool:
-        for done in as_completed([pool.submit(train, bench, plan, *wanted) for wanted in plan.runs()]):
+        for done in as_completed([pool.submit(train, bench, plan, *run) for run in wanted]):
             keep(done.result())
 
 

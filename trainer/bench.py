@@ -23,6 +23,7 @@ from orchestrator.contract import RunContext
 from trainer.config import TrainerConfig
 from trainer.errors import UserError
 from trainer.flops import A100_BF16_FLOPS, flops_per_step, published_flops
+from trainer.in_process import importing_s
 from trainer.peak import gemm_peak
 from trainer.power import find_energy
 from trainer.progress import say
@@ -94,7 +95,7 @@ class Bench:
         first_step_s = _process_age()
         self._wait_for_compiler()
         compiled_s = _process_age() if training.engine.compiled else None
-        self._start_up = Startup(imported_s, ready_s, first_step_s, compiled_s)
+        self._start_up = Startup(imported_s, ready_s, first_step_s, compiled_s, importing_s())
         training.meter.peak()  # measured now, training will not stop for it later
 
     def update(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from trainer.programs import Program, graph_of
 _PROGRAMS = ("gradient", "update")
 _OPERATORS = tuple(f"{of}_{way}" for of in ("attention", "mlp", "norm") for way in ("forward", "backward"))
 """Of trainer.kernels."""
+_COMPILER = ("torch._inductor.standalone_compile", "torch._inductor.compile_fx")
+"""With what they import, all that a program needs which the compiler has made, kept or not."""
+_importing_s = 0.0
 
 
 def in_process(order: Order, folder: Path, *, keeping: bool = False) -> Programs:
@@ -27,8 +31,8 @@ def in_process(order: Order, folder: Path, *, keeping: bool = False) -> Programs
     compiler's cache there, and from the beginning where it has none. With `keeping` compiled anew and kept.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
-    if order.kernels:
-        importlib.import_module("trainer.kernels")  # the programs call its operators
+    # With kernels, the programs call our operators.
+    _import(*_COMPILER, *(["trainer.kernels"] if order.kernels else []))
     if not keeping and all((folder / f"{name}.made").is_file() for name in _PROGRAMS):
         try:
             return Programs(*(loaded(folder / f"{name}.made", order.device) for name in _PROGRAMS))
@@ -56,6 +60,19 @@ def in_process(order: Order, folder: Path, *, keeping: bool = False) -> Programs
         )
     except RuntimeError as e:
         raise LibraryError(str(e).strip().partition("\n")[0]) from e
+
+
+def importing_s() -> float:
+    """Seconds that the imports of the compiler have taken in this process so far."""
+    return _importing_s
+
+
+def _import(*modules: str) -> None:
+    global _importing_s
+    begin = time.perf_counter()
+    for module in modules:
+        importlib.import_module(module)
+    _importing_s += time.perf_counter() - begin
 
 
 def lift(graph: torch.fx.GraphModule) -> list[Tensor]:

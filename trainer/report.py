@@ -18,11 +18,18 @@ class Startup:
     imported_s: float
     """PyTorch and the trainer are loaded."""
     ready_s: float
-    """The data is read and the model made."""
+    """The data is read and the model made; so is the compiled step, where it was kept for a GPU."""
     first_step_s: float
     """The first update has been made."""
     compiled_s: float | None
     """The compiled step has taken over; None where all is uncompiled."""
+    compiler_imports_s: float = 0.0
+    """What the modules of PyTorch's compiler took to import after `imported_s`: a duration."""
+
+    @property
+    def beyond_imports_s(self) -> float:
+        """From the start of the process to the first step, without what imports took."""
+        return self.first_step_s - self.imported_s - self.compiler_imports_s
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,11 @@ def lines(report: Report) -> Iterator[str]:
     yield (
         f"start-up:     imported after {start.imported_s:.2f} s, ready after {start.ready_s:.2f} s, "
         f"first step made after {start.first_step_s:.2f} s"
+        + (
+            f" (imports of the compiler: {start.compiler_imports_s:.2f} s)"
+            if start.compiler_imports_s
+            else ""
+        )
         + (f", compiled from {start.compiled_s:.2f} s on" if start.compiled_s is not None else "")
     )
     if report.gpu_memory_bytes is not None:

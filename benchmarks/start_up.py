@@ -2,8 +2,8 @@
 
     python -m benchmarks.start_up [--device cuda] [--configuration gpu] [--quick] [--json FILE]
 
-Starts `python -m trainer bench` several times, as processes of their own with a cache of their own. The first is
-the peer: the same start where nothing has been compiled yet.
+Starts `python -m trainer bench` several times, as processes of their own with a cache of their own. The first
+is the peer: the same start where nothing has been compiled yet.
 """
 
 from __future__ import annotations

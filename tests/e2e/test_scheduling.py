@@ -44,7 +44,8 @@ def command(name: str, seconds: float, pool: str, **values: Any) -> dict[str, An
 def gpt(name: str, text: Path, *pools: str, **values: Any) -> dict[str, Any]:
     """A run of the trainer that may execute in these pools, best first."""
     placement = [{"pool": pool, "cpus": 1} for pool in pools]
-    return tiny_gpt(name, text, FOREVER, placement=placement, checkpoint={"every_steps": 500}, **values)
+    values = {"checkpoint": {"every_steps": 500}, "migrate": "auto", **values}
+    return tiny_gpt(name, text, FOREVER, placement=placement, **values)
 
 
 def test_a_run_moves_up_when_the_better_node_is_free(stack: Stack, text: Path) -> None:

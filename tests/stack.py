@@ -170,7 +170,10 @@ def running_stack(
 
 
 def tiny_gpt(name: str, data: Path, steps: int = 300, **values: Any) -> dict[str, Any]:
-    """A spec of a small GPT that trains in seconds, on two pools of one CPU each."""
+    """A spec of a small GPT that trains in seconds, on two pools of one CPU each.
+
+    It stays where it begins: on a busy machine it would else take long enough to move up by itself.
+    """
     trainer = {
         "dataset": str(data),
         "n_layer": 2,
@@ -193,5 +196,6 @@ def tiny_gpt(name: str, data: Path, steps: int = 300, **values: Any) -> dict[str
         "trainer": trainer,
         "placement": [{"pool": "laptop", "cpus": 1}, {"pool": "gpu", "cpus": 1}],
         "checkpoint": {"every_steps": 50},
+        "migrate": "never",
         **values,
     }

@@ -25,11 +25,16 @@ def main() -> None:
     if child:
         print(child, flush=True)
         os._exit(0)
+    settle(work_dir)
+    os.execv(argv[0], argv)
+
+
+def settle(work_dir: str) -> None:
+    """Become the agent of this folder in everything but the program: place, priority, files, descriptors."""
     os.chdir(work_dir)
     notes = _normal_priority()
     _tell(work_dir)
     _redirect(os.path.join(work_dir, "agent.err"), notes)
-    os.execv(argv[0], argv)
 
 
 def _normal_priority() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,14 +13,17 @@ from pathlib import Path
 
 from orchestrator.agent.identity import ProcessId, identify
 from orchestrator.agent.job import AgentJob
+from orchestrator.agent.template import AGENT, VARIABLE, TemplateError, ask, own_template
 from orchestrator.agent.workdir import WorkDir
 from orchestrator.clock import SYSTEM
 from orchestrator.errors import ConflictError, SetupError
 
+log = logging.getLogger(__name__)
+
 _DETACH = Path(__file__).with_name("detach.py")
 _START_TIMEOUT_S = 30.0
 _LEAKED_PREFIXES = ("RAY_", "ORCH_SERVICE")
-_LEAKED = ("SPT_NOENV", "OMP_NUM_THREADS", "ORCH_TOKEN")
+_LEAKED = ("SPT_NOENV", "OMP_NUM_THREADS", "ORCH_TOKEN", VARIABLE)
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ def start_agent(job: AgentJob, node_home: Path, gpus: Sequence[str], watch_pid: 
         raise ConflictError(f"attempt {job.attempt} of run {job.run_id} was started here before") from error
     except OSError as error:
         raise SetupError(f"cannot write {folder.root}: {error.strerror}", remedy="Check its disk.") from error
-    return _detach(folder, agent_environment(os.environ, node_home, gpu_ids))
+    env = agent_environment(os.environ, node_home, gpu_ids)
+    return _fork(folder, env) or _detach(folder, env)
 
 
 def agent_environment(base: Mapping[str, str], node_home: Path, gpu_ids: list[str]) -> dict[str, str]:
@@ -120,6 +125,19 @@ def agent_environment(base: Mapping[str, str], node_home: Path, gpu_ids: list[st
     # CUDA counts the fastest first, everybody else by place on the bus.
     env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     return env
+
+
+def _fork(folder: WorkDir, env: dict[str, str]) -> AgentHandle | None:
+    """Have the node's template fork the agent; None where there is none that can."""
+    template = own_template()
+    if template is None:
+        return None
+    try:
+        pid = ask(template, AGENT, [], env, str(folder.root))
+    except TemplateError as error:
+        log.warning("%s; the agent starts without it", error)
+        return None
+    return _wait_for(folder, pid)
 
 
 def _detach(folder: WorkDir, env: dict[str, str]) -> AgentHandle:

@@ -26,7 +26,8 @@ from orchestrator.messages import Beat, BeatReply, CheckpointNote, LogChunk, Out
 
 log = logging.getLogger(__name__)
 
-INTERVAL_S = 1.0
+INTERVAL_S = 0.8
+"""An order, such as to cancel, comes with an answer, and has to reach the program within a second."""
 HURRIED_S = 0.2
 MAX_POINTS = 1000
 MAX_LOG_BYTES = 256 << 10

@@ -67,9 +67,17 @@ class AttemptActor:
 class Operations:
     """What can be asked. Every method answers with something that JSON knows, or raises OrchError."""
 
+    def __init__(self) -> None:
+        self._warmed: set[str] = set()
+
     def nodes(self, timeout_s: float) -> list[dict[str, Any]]:
         """The nodes with a pool, one for each name."""
-        return [asdict(node) for node in newest(ray.nodes())]
+        found = newest(ray.nodes())
+        for node in found:
+            if node.alive and node.ray_id not in self._warmed:
+                self._warmed.add(node.ray_id)
+                _warm(node.ray_id)
+        return [asdict(node) for node in found]
 
     def actors(self, timeout_s: float) -> list[str]:
         """Names of all living actors."""
@@ -128,6 +136,16 @@ class Operations:
             ray.kill(ray.get_actor(name))
         except ValueError:
             log.info("actor %s is gone already", name)
+
+
+def _warm(ray_id: str) -> None:
+    """Start a worker that does nothing: it starts the node's template, so that the first attempt finds it."""
+    where = {"ray.io/node-id": ray_id}
+    ray.remote(max_calls=1)(_nothing).options(num_cpus=0, max_retries=0, label_selector=where).remote()
+
+
+def _nothing() -> None:
+    """What that worker runs."""
 
 
 def newest(raw: Iterable[dict[str, Any]]) -> list[NodeInfo]:

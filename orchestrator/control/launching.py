@@ -33,6 +33,8 @@ from orchestrator.store.spool import Spool
 
 log = logging.getLogger(__name__)
 
+LAUNCHES = 8
+"""Actors that are being launched at a time; a machine that does not answer holds one up for 30 s."""
 SWEEP_S = 10.0
 """How often actors of ended attempts are looked for: a controller may have died before it ended them."""
 _STARTING = frozenset({Phase.LAUNCHING, Phase.CLAIMING, Phase.RESTORING})
@@ -64,7 +66,9 @@ class Launching:
         self._outcomes = outcomes
         self._clock = clock
         self._wake = wake
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="launch")
+        self._pool = ThreadPoolExecutor(LAUNCHES, thread_name_prefix="launch")
+        # Apart: a launch can wait for what a release gives back.
+        self._releaser = ThreadPoolExecutor(2, thread_name_prefix="release")
         self._busy: set[str] = set()
         """Actors that are being launched now."""
         self._started: set[str] = set()
@@ -94,10 +98,12 @@ class Launching:
         """Let Ray have the resources of an ended attempt back."""
         for rank in range(len(gang.members(attempt))):
             self._started.discard(attempt.rank_name(rank))
-            self._pool.submit(self._kill, attempt.rank_name(rank))
+            self._releaser.submit(self._kill, attempt.rank_name(rank))
+        self._wake()
 
     def stop(self) -> None:
         """Launch nothing more."""
+        self._releaser.shutdown(wait=False, cancel_futures=True)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     # ---- launching

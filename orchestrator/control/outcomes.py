@@ -84,8 +84,8 @@ class Outcomes:
                 self._save(ledger, run)
             left = [a.number for a in ledger.attempts(run_id) if a.abandoned]
         self._live.forget(run_id, number)
-        self._replay(run, [*left, number])
         self._release(attempt)
+        self._replay(run, [*left, number])
         self._ended(attempt)
         if owns:
             self._tracking.attempt_ended(run)

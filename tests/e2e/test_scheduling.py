@@ -76,7 +76,7 @@ def test_a_run_moves_up_makes_room_comes_back_and_outlives_its_node(
     placement = [{"pool": "gpu", "cpus": 1}, {"pool": "laptop", "cpus": 1}]
     policy = {"every_steps": 200, "keep_last": 50}
     run_id = stack.submit(
-        tiny_gpt("travels", text, FOREVER, placement=placement, checkpoint=policy, retries=0)
+        tiny_gpt("travels", text, FOREVER, placement=placement, checkpoint=policy, retries=0, migrate="auto")
     )
     stack.wait_step(run_id, 50)
     (tmp_path / "blocked").touch()

@@ -347,10 +347,9 @@ def test_ray_lost_on_one_node_ends_all_with_everything_saved(gangs: Gangs, text:
     """The last test here: one node of the pair is gone after it."""
     run_id = gangs.submit(gpt("ray-lost", text))
     gangs.wait(lambda: gangs.committed(run_id))
-    actor = psutil.Process(
-        json.loads((gangs.agent(f"{run_id}-a1-r1").folder / "launch.json").read_text())["watched"]["pid"]
-    )
-    raylet = next(p for p in actor.parents() if p.name() == "raylet")
+    launch = json.loads((gangs.agent(f"{run_id}-a1-r1").folder / "launch.json").read_text())
+    session = os.getsid(launch["watched"]["pid"])
+    raylet = next(p for p in psutil.process_iter() if p.name() == "raylet" and os.getsid(p.pid) == session)
     raylet.kill()
     ended = gangs.wait_ended(run_id)
     # On a busy machine the agent there may be silent for as long as a lost node is waited for.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.agent.job import AgentJob
@@ -194,6 +197,42 @@ def test_actors_that_are_launched_together_all_start(cluster: Cluster) -> None:
     assert len(agents(cluster.home)) == 4
 
 
+def test_workers_come_from_a_template_and_do_without(cluster: Cluster) -> None:
+    assert cluster.node.alive, "asking for nodes starts their templates"
+    path = temp_dir(cluster.config, "box") / "template"
+    wait_until(lambda: _listens(path), 60.0)
+    first = _template_of_a_worker(cluster, "forked")
+    os.kill(first, signal.SIGKILL)
+    assert cluster.launch("alone", cpus=0.1)
+    wait_until(lambda: _listens(path), 60.0)
+    assert _template_of_a_worker(cluster, "again") != first
+    names = [name.removeprefix("run-").removesuffix("-a1") for name in cluster.gateway.actors()]
+    assert all(cluster.gateway.probe(actor(name)).agent_alive for name in names)
+    assert len(agents(cluster.home)) == len(names)
+
+
+def _template_of_a_worker(cluster: Cluster, run: str) -> int:
+    """Launch until a worker comes from a template, because Ray may have one that was started before it."""
+    for number in range(4):
+        cluster.launch(f"{run}{number}", cpus=0.1)
+        parent = _parent_of_worker(cluster, f"{run}{number}")
+        if b"orchestrator.cluster.template" in Path(f"/proc/{parent}/cmdline").read_bytes():
+            return parent
+    raise AssertionError("no worker came from a template")
+
+
+def _parent_of_worker(cluster: Cluster, run: str) -> int:
+    """The parent of the process that holds the actor."""
+    folder = next(agent.folder for agent in agents(cluster.home) if run in agent.folder.name)
+    worker = json.loads((folder / "launch.json").read_text())["watched"]["pid"]
+    return int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 def test_a_dead_address_is_told_soon(tmp_path: Path) -> None:
     gateway = RayGateway("127.0.0.1:9", tmp_path / "gateway.log")
     gateway.start()
@@ -221,3 +260,29 @@ def _why(gateway: RayGateway) -> str:
     except UnavailableError as error:
         return error.message
     return "connected"
+
+
+def test_a_killed_raylet_leaves_none_of_its_processes_behind(cluster: Cluster) -> None:
+    """The last test of this node: nobody starts it again."""
+    wait_until(lambda: _listens(temp_dir(cluster.config, "box") / "template"), 60.0)
+    template = _template_of_a_worker(cluster, "orphan")
+    session = os.getsid(template)
+    before = [one for one in psutil.process_iter() if _session(one) == session]
+    (raylet,) = [one for one in before if one.name() == "raylet"]
+    assert psutil.Process(template) in before
+    assert any(one.name().startswith("ray::") and one.ppid() == template for one in before)
+    raylet.kill()
+    wait_until(lambda: _alive(before) == [], 60.0, lambda: str(_alive(before)), every=0.2)
+    assert _alive([one for one in psutil.process_iter() if _session(one) == session]) == []
+    assert agents(cluster.home), "an agent goes on, and ends by its own rules"
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
+
+
+def _alive(processes: list[psutil.Process]) -> list[str]:
+    return [str(one) for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

@@ -41,6 +41,18 @@ _QUIET: Final = {
     "RAY_memory_monitor_refresh_ms": "0",
     # Ray makes its workers nice (15), agents and programs inherit it, and only root could take it back.
     "RAY_worker_niceness": "0",
+    # Ray keeps idle workers for tasks that we never send; each costs a percent of a core.
+    "RAY_num_workers_soft_limit": "0",
+    # Ray looks ten times a second after its object store, its log folder's disk and its garbage, of which we
+    # use nothing, and every second after what an autoscaler would want to know.
+    "RAY_kill_idle_workers_interval_ms": "1000",
+    "RAY_object_manager_timer_freq_ms": "2000",
+    "RAY_local_fs_monitor_interval_ms": "5000",
+    "RAY_raylet_check_gc_period_milliseconds": "2000",
+    "RAY_free_objects_period_milliseconds": "10000",
+    "RAY_gcs_pull_resource_loads_period_milliseconds": "30000",
+    "RAY_debug_dump_period_milliseconds": "600000",
+    "RAY_event_stats": "false",
 }
 _FAST: Final = {
     # On one machine nothing can be slow but the machine itself. A killed raylet is refused connections at

@@ -88,6 +88,11 @@ class Board:
         else:
             self._runs[run.id] = _open(run)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing executes."""
+        return not (self._runs or self._attempts or len(self.queue))
+
     def names(self) -> dict[str, str]:
         """Names of the runs that execute, by id."""
         return {run_id: run.name for run_id, run in self._runs.items()}

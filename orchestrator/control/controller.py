@@ -52,8 +52,10 @@ class Controller:
         self.health = NodeHealth(self.ledger, clock)
         self.estimates = Estimates(self.ledger, self.live, clock)
         book = NodeBook(Drains(config.home.drains_file, clock), clock)
-        self.watcher = FleetWatcher(gateway, self.wake, lambda node: self.health.told(book.told(node)))
         self.board = Board(self.ledger, self.live, clock, self.estimates.remaining)
+        self.watcher = FleetWatcher(
+            gateway, self.wake, lambda node: self.health.told(book.told(node)), lambda: self.board.idle
+        )
         self.scheduling = Scheduling(self.board, self.ledger, self.estimates, clock, config.upgrade_rest_s)
         views = Views(self.ledger, self.spool, self.live, self.scheduling, self.estimates, self.watcher)
         self.machines = Machines(book, self.watcher, views)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,9 @@ from orchestrator.errors import OrchError
 log = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
+IDLE_PERIOD_S = 4.0
+SETTLED_S = 30.0
+"""Where nothing waits or executes and the picture has been the same for so long, Ray is asked less often."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Fleet:
 class FleetWatcher:
     """Asks the gateway about once a second and calls `on_change` when the picture differs.
 
-    `told` adds to each node what else is known of it.
+    `told` adds to each node what else is known of it; `idle` says whether nobody needs the picture just now.
     """
 
     def __init__(
@@ -41,10 +45,12 @@ class FleetWatcher:
         gateway: Gateway,
         on_change: Callable[[], None],
         told: Callable[[NodeInfo], NodeInfo] = lambda node: node,
+        idle: Callable[[], bool] = lambda: False,
     ) -> None:
         self._gateway = gateway
         self._on_change = on_change
         self._told = told
+        self._idle = idle
         self._ray = Fleet()
         self._fleet = Fleet()
         self._lock = threading.Lock()
@@ -74,10 +80,14 @@ class FleetWatcher:
             self._on_change()
 
     def _watch(self) -> None:
+        settled = time.monotonic()
         while not self._stop.is_set():
-            self._ray = self._ask()
+            before, self._ray = self._ray, self._ask()
             self.refresh()
-            self._stop.wait(PERIOD_S)
+            now = time.monotonic()
+            if self._ray != before or not self._idle():
+                settled = now
+            self._stop.wait(IDLE_PERIOD_S if now - settled > SETTLED_S else PERIOD_S)
 
     def _ask(self) -> Fleet:
         try:

@@ -164,7 +164,7 @@ def _pending(points: Path) -> int:
 
 def idle(stack: Stack, seconds: float) -> list[Row]:
     """Processor time per second of what waits for work, in percent of one core."""
-    time.sleep(15.0)  # until everything has settled after the start
+    time.sleep(60.0)  # until everything has settled after the start
     before = _used(stack)
     began = time.perf_counter()
     time.sleep(seconds)
@@ -177,7 +177,8 @@ def idle(stack: Stack, seconds: float) -> list[Row]:
     ours = sum(value for part, value in percent.items() if part.startswith("ours"))
     rays = sum(value for part, value in percent.items() if part.startswith("Ray"))
     rows = [
-        row("idle: our processes", [ours], "%", limit=2.0, note=note),
+        row("idle: the whole control plane", [sum(percent.values())], "%", limit=2.0, note=note),
+        row("idle: our processes", [ours], "%", note=note),
         row("idle: Ray's daemons", [rays], "%", note=note),
     ]
     return [*rows, *(row(f"  of which {part}", [value], "%") for part, value in sorted(percent.items()))]

@@ -36,7 +36,7 @@ from orchestrator.settings import Home
 log = logging.getLogger(__name__)
 
 BUSY_TICK_S: Final = 0.1
-CALM_TICK_S: Final = 0.5
+CALM_TICK_S: Final = 1.0
 LOG_CHECK_S: Final = 60.0
 
 

@@ -23,6 +23,8 @@ from orchestrator.store.spool import Spool
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+IDLE_TICK_S = 5.0
+"""Where nothing waits and nothing executes."""
 STALL_S = 20.0
 """A tick that comes this late means that this machine was asleep: silences of agents prove nothing."""
 
@@ -86,7 +88,7 @@ class Loop:
                 self.tick()
             except Exception:
                 log.exception("a tick of the loop failed; the next one tries again")
-            self._wake.wait(TICK_S)
+            self._wake.wait(IDLE_TICK_S if self._scheduling.idle else TICK_S)
             self._wake.clear()
 
     def tick(self) -> None:

@@ -54,6 +54,11 @@ class Scheduling:
 
     # ---- deciding
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing executes."""
+        return self._board.idle
+
     def round(self, fleet: Fleet) -> tuple[list[tuple[RunRecord, AttemptRecord]], bool]:
         """Start and order what should be; what was started, and whether there is more to do at once.
 

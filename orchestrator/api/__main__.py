@@ -22,7 +22,7 @@ _TICK_S = 0.5
 
 
 class _CalmServer(uvicorn.Server):
-    """Looks twice a second whether it is to end. uvicorn looks ten times: half of an idle controller's cost."""
+    """Looks twice a second whether it is to end. uvicorn looks ten times: half of what idling costs."""
 
     async def main_loop(self) -> None:
         while not await self.on_tick(0):

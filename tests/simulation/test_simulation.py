@@ -11,7 +11,8 @@ from tests.simulation.world import World
 
 EVENTS = int(os.environ.get("ORCH_SOAK_EVENTS", "20000"))
 PER_WORLD = 3000
-PARTS = 2
+PARTS = int(os.environ.get("ORCH_SOAK_PARTS", "2"))
+"""Of equal size, for `pytest -n`."""
 
 
 def simulate(seed: int, events: int) -> World:

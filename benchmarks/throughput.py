@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.peers import Peer
-from benchmarks.report import Row, parser, report, row, unmeasured
+from benchmarks.report import Row, parser, report, row, unmeasured, write
 from orchestrator.client import Client
 from orchestrator.messages import SubmitRequest
 from orchestrator.settings import Home
@@ -59,12 +59,15 @@ def main() -> None:
         for run in contenders.values():
             run(2)
         seconds = {name: [] for name in contenders}
+        extra = {"batches": batches, "size": size, "cpus": args.cpus, "seconds": seconds}
         for number in range(batches):
             for name, run in contenders.items():
                 seconds[name].append(run(size))
                 print(f"batch {number + 1} {name}: {size / seconds[name][-1]:.2f} runs/s", flush=True)
+            if args.json is not None:  # so that nothing is lost where it is cut off
+                write(rows + throughput(seconds, size), args.json, extra)
         rows += throughput(seconds, size) + ours.parts()
-    report(rows, args.json, {"batches": batches, "size": size, "cpus": args.cpus, "seconds": seconds})
+    report(rows, args.json, extra)
 
 
 def throughput(seconds: dict[str, list[float]], size: int) -> list[Row]:

@@ -12,7 +12,7 @@ from orchestrator.control.origin import Origin
 from orchestrator.domain import trials as judging
 from orchestrator.domain.median import worse_than_median
 from orchestrator.domain.records import RunRecord
-from orchestrator.domain.rungs import Promotion, bracket_of, decide, rung_steps
+from orchestrator.domain.rungs import Promotion, bracket_of, decide, pool_at, rungs
 from orchestrator.domain.states import Reason, RunState
 from orchestrator.domain.sweeps import SweepRecord, SweepState, TrialRecord, TrialState
 from orchestrator.domain.transitions import cancel
@@ -254,7 +254,7 @@ class SweepRound:
 
     def _more(self, live: LiveSweep) -> bool:
         """Whether there are points, or repetitions of points, that have not begun."""
-        spec, total = live.sweep.spec, live.sweep.spec.total_points
+        spec, total = live.sweep.spec, judging.total_points(live.sweep.spec)
         if len(live.trials) < live.points * spec.repeat:
             return True
         return not live.exhausted and (total is None or live.points < total)
@@ -268,7 +268,7 @@ class SweepRound:
         pruner = live.sweep.spec.pruner
         if pruner.kind == "median":
             self._end(live, self._behind(live), Reason.PRUNED)
-        elif pruner.kind in ("asha", "hyperband"):
+        elif pruner.has_rungs:
             assert live.max_steps is not None
             more, slots = self._more(live), max(0, self._slots(live))
             verdict = decide(live.history, live.sweep.spec, live.max_steps, more, slots)
@@ -278,21 +278,16 @@ class SweepRound:
     def _behind(self, live: LiveSweep) -> list[TrialRecord]:
         """Executing trials that are worse than the median of the others."""
         executing = [trial for trial in live.open if live.runs[trial.run_id].stop is None]
-        curves = {trial.number: self._curve(live, trial) for trial in executing}
-        if not any(curves.values()):
+        curves = [(trial, dict(self._curve(live, trial))) for trial in executing]
+        if not any(curve for _, curve in curves):
             return []
-        others = {
-            trial.number: self._curve(live, trial)
-            for trial in live.history
-            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        }
         spec = live.sweep.spec
+        complete = [trial for trial in live.history if trial.state == TrialState.COMPLETE]
+        others = [dict(self._curve(live, trial)) for trial in complete]
         return [
             trial
-            for trial in executing
-            if worse_than_median(
-                curves[trial.number], list(others.values()), spec.pruner, spec.objective.direction
-            )
+            for trial, curve in curves
+            if worse_than_median(curve, others, spec.pruner, spec.objective.direction)
         ]
 
     def _promote(self, live: LiveSweep, promotions: Sequence[Promotion]) -> None:
@@ -308,10 +303,10 @@ class SweepRound:
         self, live: LiveSweep, ledger: Transaction, promotion: Promotion
     ) -> tuple[TrialRecord, RunRecord]:
         """Let a trial go on to its next rung, or to its end, from its checkpoint."""
-        trial = live.trials[promotion.trial]
+        trial = live.trials[promotion.trial_number]
         run, now = ledger.run(trial.run_id), self._clock.now()
         trial = replace(trial, state=TrialState.OPEN, rung=promotion.rung)
-        run = replace(run, held=False, **self._stage(live, trial.bracket, trial.rung))
+        run = replace(run, held=False, **self._stage(live, trial.rung))
         to = f"to step {run.pause_at}" if run.pause_at else "to its end"
         where = f" in pool {run.pin_pool}" if run.pin_pool else ""
         ledger.save_run(run)
@@ -319,15 +314,14 @@ class SweepRound:
         ledger.sweeps.save_trial(trial)
         return trial, run
 
-    def _stage(self, live: LiveSweep, bracket: int, rung: int) -> dict[str, Any]:
+    def _stage(self, live: LiveSweep, rung: int) -> dict[str, Any]:
         """Where a trial pauses, and in which pool it runs, on its way to a rung."""
-        spec, pools = live.sweep.spec, live.sweep.spec.pruner.pools
-        steps: tuple[int, ...] = ()
-        if spec.pruner.kind in ("asha", "hyperband"):
-            assert live.max_steps is not None
-            steps = rung_steps(spec.pruner, live.max_steps, bracket)
-        pool = pools[min(bracket + rung, len(pools) - 1)] if pools else None
-        return {"pause_at": steps[rung] if rung < len(steps) else None, "pin_pool": pool}
+        pruner = live.sweep.spec.pruner
+        if not pruner.has_rungs:
+            return {}
+        assert live.max_steps is not None
+        *steps, _ = rungs(pruner, live.max_steps)
+        return {"pause_at": steps[rung] if rung < len(steps) else None, "pin_pool": pool_at(pruner, rung)}
 
     # ---- new trials
 
@@ -344,11 +338,21 @@ class SweepRound:
         except SpecError as error:
             self._close(live, SweepState.FAILED, f"the point {params} does not fit the base: {error.message}")
             return
-        bracket = bracket_of(spec.pruner, live.max_steps, point)
+        bracket = bracket_of(point, spec.pruner, live.max_steps) if live.max_steps else 0
         run = self._run(live, run_spec, number)
-        run = replace(run, **self._stage(live, bracket, 0))
+        run = replace(run, **self._stage(live, bracket))
         trial = TrialRecord(
-            live.sweep.id, number, run.id, point, repeat, params, TrialState.OPEN, run.created_at, attrs, bracket
+            sweep_id=live.sweep.id,
+            number=number,
+            run_id=run.id,
+            point=point,
+            repeat=repeat,
+            params=params,
+            state=TrialState.OPEN,
+            created_at=run.created_at,
+            attrs=attrs,
+            bracket=bracket,
+            rung=bracket,
         )
         with self._ledger.begin() as ledger:
             run = ledger.add_run(run)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from orchestrator.clock import Clock
 from orchestrator.control.views import Views
-from orchestrator.domain.rungs import rung_steps
+from orchestrator.domain.rungs import rungs
 from orchestrator.domain.sweeps import SweepRecord, SweepState, TrialRecord
-from orchestrator.domain.trials import HOUR_S, JOULES_PER_KWH, Used, standings
+from orchestrator.domain.limits import HOUR_S
+from orchestrator.domain.trials import JOULES_PER_KWH, Used, standings, total_points
 from orchestrator.messages import RunView, SweepDetail, SweepUse, SweepView, TrialView
 from orchestrator.store.ledger import Ledger, Transaction
 from orchestrator.store.spool import Spool
@@ -71,7 +72,7 @@ class SweepViews:
             metric=spec.objective.metric,
             direction=spec.objective.direction,
             counts=ledger.sweeps.count(sweep.id),
-            total=spec.total_points,
+            total=total_points(spec),
             use=SweepUse(
                 trials=points,
                 seconds=used.seconds,
@@ -139,9 +140,9 @@ class SweepViews:
 
 def _rungs(sweep: SweepRecord) -> list[int]:
     spec = sweep.spec
-    if spec.pruner.kind not in ("asha", "hyperband") or spec.max_steps is None:
+    if not spec.pruner.has_rungs or spec.max_steps is None:
         return []
-    return [*rung_steps(spec.pruner, spec.max_steps, 0)]
+    return [*rungs(spec.pruner, spec.max_steps)]
 
 
 def _kwh(used: Used) -> float | None:

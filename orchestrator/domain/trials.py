@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.domain.limits import HOUR_S
 from orchestrator.domain.sweeps import TrialRecord, TrialState
-from orchestrator.spec.sweep import Budget, Objective
+from orchestrator.spec.sweep import Budget, Objective, SweepSpec
 
 JOULES_PER_KWH = 3.6e6
 HOPELESS = 5
@@ -101,6 +101,11 @@ def standings(trials: Sequence[TrialRecord], objective: Objective, repeat: int =
         found.append(Standing(point, statistics.fmean(values), spread, tuple(n for n, _ in done)))
     sign = 1 if objective.direction == "minimize" else -1
     return sorted(found, key=lambda standing: (sign * standing.value, standing.point))
+
+
+def total_points(spec: SweepSpec) -> int | None:
+    """Points that a sweep will try, unless something else ends it; None where nothing says."""
+    return spec.budget.trials
 
 
 def reached(trials: Sequence[TrialRecord], budget: Budget, objective: Objective, repeat: int) -> bool:

@@ -20,7 +20,7 @@ def canonical_json(spec: RunSpec | SweepSpec) -> str:
     )
 
 
-def spec_hash(spec: RunSpec) -> str:
+def spec_hash(spec: RunSpec | SweepSpec) -> str:
     """SHA-256 of :func:`canonical_json`, in hex."""
     return hashlib.sha256(canonical_json(spec).encode("ascii")).hexdigest()
 

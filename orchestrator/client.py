@@ -138,7 +138,10 @@ class Client:
     # ------------------------------------------------------------------ runs
 
     def submit(self, request: SubmitRequest, *, patience_s: float = 30.0) -> Submitted:
-        """Have a spec accepted as a run; the same key and spec give the same run. See :meth:`submit_sweep`."""
+        """Have a spec accepted as a run; the same key and spec give the same run.
+
+        See :meth:`submit_sweep` for what happens where the connection breaks.
+        """
         return self._accepted(Submitted, "/v1/runs", request, "run", patience_s)
 
     def submit_sweep(self, request: SweepRequest, *, patience_s: float = 30.0) -> SweepSubmitted:
@@ -264,7 +267,7 @@ class Client:
         return self._many(SweepView, "/v1/sweeps", {"state": list(states), "limit": limit})
 
     def sweep(self, ref: str) -> SweepDetail:
-        """Everything about one sweep. `ref` is an id, a unique prefix of one, or a name (its newest sweep)."""
+        """Everything about one sweep. `ref`: an id, a unique prefix of one, or a name (its newest sweep)."""
         return self._one(SweepDetail, "GET", _sweep_path(ref))
 
     def pause_sweep(self, ref: str) -> SweepView:

@@ -1,8 +1,8 @@
 """A cluster on paper: the real controller with its ledger, spool and store, a clock that the test turns, and
 agents of a few lines each, which do what agents do. No process, no Ray, no MLflow.
 
-Time moves in strides. In each, agents speak first, then the controller's loop, sweeps and whatever else it has
-take a turn, in the test's own thread.
+Time moves in strides. In each, agents speak first, then the controller's loop, sweeps and whatever else it
+has take a turn, in the test's own thread.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from orchestrator.domain.fleet import ActorInfo, NodeInfo
 from orchestrator.domain.states import Phase, Reason
 from orchestrator.messages import Beat, BeatReply, CheckpointNote, Order, Outcome, Point
 from orchestrator.settings import Home
+from orchestrator.store.ledger import Transaction
 from tests.clocks import TurnedClock
 from tests.unit.records import node
 
@@ -146,7 +147,9 @@ class PaperAgent:
             first_step=self.first,
             step=upto,
             points=[
-                Point(key="val/loss", step=s, time_ms=int(self.clock.at * 1000), value=self.curve(self.job, s))
+                Point(
+                    key="val/loss", step=s, time_ms=int(self.clock.at * 1000), value=self.curve(self.job, s)
+                )
                 for s in marks
             ],
             checkpoints=[
@@ -220,6 +223,8 @@ class PaperCluster:
         self.fails: Callable[[AgentJob], str] = lambda job: ""
         self.turns: list[Callable[[], object]] = []
         """What else gets a turn in each stride."""
+        self.changed = False
+        """Whether anything was recorded since the last look."""
         self.controller = self._controller()
 
     def _controller(self) -> Controller:
@@ -233,7 +238,11 @@ class PaperCluster:
         controller = Controller(config, PaperGateway(self), self.clock)
         controller.loop.launching._pool = Inline()  # type: ignore[assignment]
         controller.loop.launching._releaser = Inline()  # type: ignore[assignment]
+        controller.ledger.watch(self._changed)
         return controller
+
+    def _changed(self, transaction: Transaction) -> None:
+        self.changed = True
 
     def crash(self) -> None:
         """The controller is killed and begins again with what is on disk."""
@@ -247,7 +256,9 @@ class PaperCluster:
             return False
         before = [a for a in self.agents.values() if a.job.run_id == job.run_id]
         trainer = job.spec.trainer_for(job.variant)
-        total = trainer.max_steps if trainer else int((job.spec.command.env if job.spec.command else {})["STEPS"])
+        total = (
+            trainer.max_steps if trainer else int((job.spec.command.env if job.spec.command else {})["STEPS"])
+        )
         first = max((a.saved for a in before), default=0)
         agent = PaperAgent(name, job, self.clock, self.curve, self.pace(job), total, self.every, first)
         agent.saved, agent.fails = first, self.fails(job)
@@ -295,14 +306,15 @@ class PaperCluster:
         watcher = self.controller.watcher
         watcher._ray = Fleet(tuple(self.nodes.values()), connected=True)
         watcher.refresh()
-        for _ in range(3):
+        self.changed = True
+        while self.changed:
+            self.changed = False
             self.controller.loop.tick()
             self.controller.sweeps.look()
             for turn in self.turns:
                 turn()
-        self.controller.loop.tick()
 
-    def run(self, seconds: float, stride: float = 5.0, until: Callable[[], bool] = lambda: False) -> None:
+    def run(self, seconds: float, stride: float = 10.0, until: Callable[[], bool] = lambda: False) -> None:
         """Let time pass."""
         end = self.clock.at + seconds
         while self.clock.at < end and not until():

@@ -87,7 +87,9 @@ def submit(loaded: LoadedSweep, key: str | None, watch: bool, as_json: bool) -> 
             print_json(submitted)
             return
         if not as_json:
-            out.print(f"accepted as {what}" if submitted.created else f"this key was used before: it is {what}")
+            out.print(
+                f"accepted as {what}" if submitted.created else f"this key was used before: it is {what}"
+            )
         if watch:
             raise typer.Exit(_follow(client, submitted.sweep_id, as_json))
         out.print(f"look at it with `orch sweep show {submitted.sweep_id}`", style="dim")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from orchestrator.clock import Clock
+from orchestrator.control.measured import OWN_METRICS
 from orchestrator.control.origin import Origin
 from orchestrator.domain import trials as judging
 from orchestrator.domain.median import worse_than_median
@@ -209,7 +210,8 @@ class SweepRound:
 
     def _without_value(self, live: LiveSweep, trial: TrialRecord) -> TrialRecord:
         metric = live.sweep.spec.objective.metric
-        keys = ", ".join(self._spool.keys(trial.run_id)) or "nothing"
+        known = [key for key in self._spool.keys(trial.run_id) if not key.startswith(OWN_METRICS)]
+        keys = ", ".join(known) or "nothing"
         message = f"it logged no {metric} (objective.metric); it logged {keys}"
         return replace(trial, state=TrialState.FAILED, message=message, ended_at=self._clock.now())
 
@@ -398,9 +400,7 @@ class SweepRound:
         if not live.open:
             self._finish(live, state, message)
 
-    def _end(
-        self, live: LiveSweep, trials: Sequence[TrialRecord], reason: Reason, message: str = ""
-    ) -> None:
+    def _end(self, live: LiveSweep, trials: Sequence[TrialRecord], reason: Reason, message: str = "") -> None:
         """Order trials' runs to end."""
         if trials:
             runs = self._record(live, (), [(trial, reason, message) for trial in trials])

@@ -33,7 +33,9 @@ SweepEnded = Callable[[SweepRecord], None]
 class SweepTracking:
     """Tells MLflow, through the spool, and whoever else wants to hear of a sweep's end."""
 
-    def __init__(self, ledger: Ledger, spool: Spool, tracking: Tracking, clock: Clock, *, enabled: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, spool: Spool, tracking: Tracking, clock: Clock, *, enabled: bool
+    ) -> None:
         self._ledger = ledger
         self._spool = spool
         self._tracking = tracking
@@ -89,7 +91,9 @@ class SweepTracking:
         if best is not None:
             done = sum(trial.state.final for trial in live.trials.values())
             key = f"best/{spec.objective.metric}"
-            self._spool.add_points(live.sweep.id, 0, [Point(key=key, step=done, time_ms=_ms(now), value=best.value)])
+            self._spool.add_points(
+                live.sweep.id, 0, [Point(key=key, step=done, time_ms=_ms(now), value=best.value)]
+            )
         self._tell(live.sweep)
 
     def runs_ended(self, runs: Iterable[RunRecord]) -> None:
@@ -123,9 +127,7 @@ def _parameters(spec: SweepSpec) -> dict[str, str]:
         "parallel": str(spec.parallel),
     }
     space = {f"space/{key}": _said(parameter) for key, parameter in spec.space.items()}
-    budget = {
-        f"budget/{key}": str(value) for key, value in spec.budget.model_dump(exclude_none=True).items()
-    }
+    budget = {f"budget/{key}": str(value) for key, value in spec.budget.model_dump(exclude_none=True).items()}
     return values | space | budget
 
 
@@ -160,7 +162,12 @@ def _table(spec: SweepSpec, trials: Sequence[TrialRecord], ranked: Sequence[Stan
         first = by_number[standing.trials[0]]
         spread = f" ± {standing.spread:.4f}" if len(standing.trials) > 1 else ""
         values = [_short(first.params.get(key, "")) for key in spec.space]
-        cells = [", ".join(map(str, standing.trials)), f"{standing.value:.4f}{spread}", str(first.step), *values]
+        cells = [
+            ", ".join(map(str, standing.trials)),
+            f"{standing.value:.4f}{spread}",
+            str(first.step),
+            *values,
+        ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

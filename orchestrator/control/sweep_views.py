@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from orchestrator.clock import Clock
 from orchestrator.control.views import Views
+from orchestrator.domain.limits import HOUR_S
 from orchestrator.domain.rungs import rungs
 from orchestrator.domain.sweeps import SweepRecord, SweepState, TrialRecord
-from orchestrator.domain.limits import HOUR_S
 from orchestrator.domain.trials import JOULES_PER_KWH, Used, standings, total_points
 from orchestrator.messages import RunView, SweepDetail, SweepUse, SweepView, TrialView
 from orchestrator.store.ledger import Ledger, Transaction

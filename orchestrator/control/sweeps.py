@@ -1,8 +1,8 @@
 """Sweeps: accepts them, and goes on with each whenever one of its runs has changed.
 
-The ledger is the truth. A trial and its run are recorded in one transaction, and everything that a round does
-follows from what is recorded and measured, so that a controller that dies anywhere is replaced by one that goes
-on, with no trial twice and none lost.
+The ledger is the truth. A trial and its run are recorded in one transaction, and everything that a round
+does follows from what is recorded and measured, so that a controller that dies anywhere is replaced by one
+that goes on, with no trial twice and none lost.
 """
 
 from __future__ import annotations

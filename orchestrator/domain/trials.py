@@ -1,4 +1,4 @@
-"""What the trials of a sweep amount to: the objective of each, the best point, whether enough is known. Pure."""
+"""What the trials of a sweep amount to: each one's objective, the best point, what was used. Pure."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def standings(trials: Sequence[TrialRecord], objective: Objective, repeat: int =
         points.setdefault(trial.point, []).append(trial)
     found = []
     for point, members in points.items():
-        done = [(t.number, t.value) for t in members if t.state == TrialState.COMPLETE and t.value is not None]
+        done = [
+            (t.number, t.value) for t in members if t.state == TrialState.COMPLETE and t.value is not None
+        ]
         if len(done) < repeat:
             continue
         values = [value for _, value in done]

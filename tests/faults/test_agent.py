@@ -67,7 +67,9 @@ def test_a_program_that_knows_no_rungs_is_asked_to_save_there(bench: Bench) -> N
 
 def test_a_program_that_knows_rungs_ends_there_by_itself(bench: Bench) -> None:
     code = train(steps=400, every=30, pause=0.02)
-    at_rung = "    if step == context.pause_step:\n        sys.exit(EXIT_SAVED)\n    if context.stop_requested"
+    at_rung = (
+        "    if step == context.pause_step:\n        sys.exit(EXIT_SAVED)\n    if context.stop_requested"
+    )
     bench.start(bench.script(code.replace("    if context.stop_requested", at_rung)), pause_at=30)
     outcome = bench.wait_outcome()
     assert (outcome.reason, outcome.exit_code, bench.steps()) == (Reason.RUNG, 75, [30])

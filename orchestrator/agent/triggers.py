@@ -35,6 +35,8 @@ class Triggers:
     fences: list[Callable[[], str | None]] = field(default_factory=list)
     limit: tuple[Reason, str] = (Reason.TIME_LIMIT, "the run has reached its longest duration")
     """Which limit that is, and in words."""
+    spent: Callable[[], str | None] = lambda: None
+    """Why the run may use no more energy, or None."""
     terminated: bool = False
     """SIGTERM has come to the agent."""
     waking: Waking | None = None
@@ -66,6 +68,8 @@ class Triggers:
     def _find_local(self) -> Stop | None:
         if self.deadline is not None and self.clock.boottime() >= self.deadline:
             return Stop(*self.limit, GRACE_S)
+        if (why := self.spent()) is not None:
+            return Stop(Reason.ENERGY, why, GRACE_S)
         if self.terminated:
             return Stop(Reason.SHUTDOWN, "the agent was asked to end", GRACE_S)
         if not self.orphaned and not self.watched.alive():

@@ -8,12 +8,15 @@ from dataclasses import replace
 from datetime import datetime
 
 from orchestrator.clock import Clock
+from orchestrator.control.energy import EnergyBook
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.measured import with_attempt
 from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.tracking import Tracking
 from orchestrator.domain import gang
+from orchestrator.domain.energy import Energy
+from orchestrator.domain.limits import joules_left
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.domain.transitions import reach
@@ -38,6 +41,7 @@ class Beats:
         live: LiveBoard,
         outcomes: Outcomes,
         tracking: Tracking,
+        energy: EnergyBook,
         clock: Clock,
         wake: Callable[[], None],
         share: Callable[[AttemptRecord], float] = lambda attempt: 1.0,
@@ -48,6 +52,7 @@ class Beats:
         self._live = live
         self._outcomes = outcomes
         self._tracking = tracking
+        self._energy = energy
         self._clock = clock
         self._wake = wake
         self._share = share
@@ -69,7 +74,9 @@ class Beats:
             beat.boot_id,
             rank=beat.rank,
             rendezvous=beat.rendezvous,
+            energy=Energy(beat.energy.joules, beat.energy.source) if beat.energy else None,
         )
+        self._energy.keep(run, attempt, last=attempt.ended and beat.outcome is not None)
         if attempt.ended or number != run.attempt or run.state.final or ranks[beat.rank].end:
             return self._not_wanted(run, attempt, beat, log_size)
         if beat.rank:
@@ -139,6 +146,8 @@ class Beats:
     def _answer(self, run: RunRecord, attempt: AttemptRecord, log_size: int) -> BeatReply:
         reply = BeatReply(log_offset=log_size, mlflow_run_id=self._spool.mlflow_run_id(run.id))
         stop, grace = run.stop, CANCEL_GRACE_S if run.stop == Reason.CANCELLED else GRACE_S
+        if stop is None and joules_left(self._energy.counted(run, attempt)[0]) == 0:
+            stop = Reason.ENERGY
         if attempt.members:
             lost = gang.stop_grace(attempt, self._clock.now())
             if lost is not None:
@@ -158,6 +167,8 @@ class Beats:
                 return run
             phase = beat.phase if beat.phase != Phase.ENDED else attempt.phase
             begins = phase == Phase.RUNNING and attempt.started_at is None
+            before = run
+            run, attempt = self._energy.counted(run, attempt)
             ledger.save_attempt(
                 replace(
                     attempt,
@@ -174,11 +185,12 @@ class Beats:
                 run = replace(run, started_at=run.started_at or now)
                 if run.state == RunState.STARTING:
                     run = replace(run, state=RunState.RUNNING, message="")
-                ledger.save_run(run)
                 from_step = f" from step {beat.first_step}" if beat.first_step else ""
                 ledger.add_event(
                     run_id, now, "started", f"attempt {number} runs on {attempt.node}{from_step}"
                 )
+            if run is not before:
+                ledger.save_run(run)
             _add_events(ledger, attempt, beat, now)
         if begins:
             self._tracking.attempt_started(run)

@@ -16,7 +16,6 @@ from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.tracking import Tracking
 from orchestrator.domain import gang
 from orchestrator.domain.energy import Energy
-from orchestrator.domain.limits import joules_left
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.domain.transitions import reach
@@ -89,7 +88,7 @@ class Beats:
         if beat.points:
             self._spool.add_points(run_id, number, with_attempt(beat.points, number))
         if _has_news(attempt, beat):
-            run = self._take_news(run_id, number, beat)
+            run, attempt = self._take_news(run_id, number, beat)
         if beat.checkpoints:
             self._live.committed(run_id, number, max(note.step for note in beat.checkpoints))
         for note in beat.checkpoints:
@@ -146,7 +145,7 @@ class Beats:
     def _answer(self, run: RunRecord, attempt: AttemptRecord, log_size: int) -> BeatReply:
         reply = BeatReply(log_offset=log_size, mlflow_run_id=self._spool.mlflow_run_id(run.id))
         stop, grace = run.stop, CANCEL_GRACE_S if run.stop == Reason.CANCELLED else GRACE_S
-        if stop is None and joules_left(self._energy.counted(run, attempt)[0]) == 0:
+        if stop is None and self._energy.spent(run, attempt):
             stop = Reason.ENERGY
         if attempt.members:
             lost = gang.stop_grace(attempt, self._clock.now())
@@ -159,28 +158,27 @@ class Beats:
             return reply
         return reply.model_copy(update={"order": Order.STOP, "reason": stop, "grace_s": grace})
 
-    def _take_news(self, run_id: str, number: int, beat: Beat) -> RunRecord:
+    def _take_news(self, run_id: str, number: int, beat: Beat) -> tuple[RunRecord, AttemptRecord]:
         now = self._clock.now()
         with self._ledger.begin() as ledger:
             run, attempt = ledger.run(run_id), ledger.attempt(run_id, number)
             if attempt.ended:
-                return run
+                return run, attempt
             phase = beat.phase if beat.phase != Phase.ENDED else attempt.phase
             begins = phase == Phase.RUNNING and attempt.started_at is None
             before = run
             run, attempt = self._energy.counted(run, attempt)
-            ledger.save_attempt(
-                replace(
-                    attempt,
-                    phase=phase,
-                    device=beat.device or attempt.device,
-                    device_name=beat.device_name or attempt.device_name,
-                    first_step=beat.first_step if beat.first_step is not None else attempt.first_step,
-                    last_step=beat.step if beat.step is not None else attempt.last_step,
-                    started_at=now if begins else attempt.started_at,
-                    timings={**attempt.timings, **beat.timings},
-                )
+            attempt = replace(
+                attempt,
+                phase=phase,
+                device=beat.device or attempt.device,
+                device_name=beat.device_name or attempt.device_name,
+                first_step=beat.first_step if beat.first_step is not None else attempt.first_step,
+                last_step=beat.step if beat.step is not None else attempt.last_step,
+                started_at=now if begins else attempt.started_at,
+                timings={**attempt.timings, **beat.timings},
             )
+            ledger.save_attempt(attempt)
             if begins:
                 run = replace(run, started_at=run.started_at or now)
                 if run.state == RunState.STARTING:
@@ -194,7 +192,7 @@ class Beats:
             _add_events(ledger, attempt, beat, now)
         if begins:
             self._tracking.attempt_started(run)
-        return run
+        return run, attempt
 
 
 def _add_events(ledger: Transaction, attempt: AttemptRecord, beat: Beat, now: datetime) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 from orchestrator.clock import Clock
 from orchestrator.control.live import LiveBoard
 from orchestrator.domain.energy import KWH_J
+from orchestrator.domain.limits import joules_left
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.spending import Prices, spend
 from orchestrator.messages import Point
@@ -49,9 +50,14 @@ class EnergyBook:
         return prices.currency if prices is not None else None
 
     def counted(self, run: RunRecord, attempt: AttemptRecord) -> tuple[RunRecord, AttemptRecord]:
-        """Both with all that was heard until now."""
+        """Both with all that was heard until now. They have to be of one moment: what is new to the attempt
+        is added to the run."""
         heard = self._live.energies(attempt.run_id, attempt.number)
         return spend(run, attempt, heard, self._clock.now(), self._prices()) if heard else (run, attempt)
+
+    def spent(self, run: RunRecord, attempt: AttemptRecord) -> bool:
+        """Whether the run has used up what its spec allows."""
+        return run.spec.kwh is not None and joules_left(self.counted(run, attempt)[0]) == 0
 
     def keep(self, run: RunRecord, attempt: AttemptRecord, *, last: bool) -> None:
         """Write down what was heard where that is due, or nothing more will come."""

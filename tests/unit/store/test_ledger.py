@@ -1,10 +1,13 @@
 """The ledger on a real SQLite file."""
 
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +15,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import IntegrityError
 
+from orchestrator.domain.energy import EnergySource
+from orchestrator.domain.records import Member
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import Variant
@@ -131,3 +136,40 @@ def test_opening_twice_migrates_once(tmp_path: Path) -> None:
     for _ in range(2):
         with Ledger(tmp_path / "ledger.db").read() as tx:
             assert tx.runs() == []
+
+
+def test_energy_comes_back_and_is_unknown_for_what_was_there_before(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with Ledger(path).begin() as tx:
+        tx.add_run(run())
+        tx.add_attempt(attempt(members=(Member("ray-b", "b"),)))
+    _back_to(path, "0003")
+    ledger = Ledger(path)
+    with ledger.read() as tx:
+        old, before = tx.run("aaaa1111"), tx.attempt("aaaa1111", 1)
+    assert (old.joules_used, old.energy_source, old.cost) == (0.0, None, None)
+    assert (before.joules, before.energy_source, before.energy_at, before.cost) == (0.0, None, None, None)
+    assert before.members[0].joules == 0.0
+    known = {"energy_source": EnergySource.MIXED, "cost": 0.25}
+    member = replace(before.members[0], joules=3.0)
+    after = replace(before, joules=7.5, energy_at=NOW, members=(member,), **known)
+    with ledger.begin() as tx:
+        tx.save_run(replace(old, joules_used=7.5, **known))
+        tx.save_attempt(after)
+    with ledger.read() as tx:
+        assert tx.run("aaaa1111") == replace(old, joules_used=7.5, **known)
+        assert tx.attempt("aaaa1111", 1) == after
+
+
+def _back_to(path: Path, revision: str) -> None:
+    """Make the file what an older version had left: without the columns of energy."""
+    with closing(sqlite3.connect(path)) as db:
+        for table, more in (("runs", "joules_used"), ("attempts", "joules"), ("attempts", "energy_at")):
+            db.execute(f"ALTER TABLE {table} DROP COLUMN {more}")
+        for table in ("runs", "attempts"):
+            db.execute(f"ALTER TABLE {table} DROP COLUMN energy_source")
+            db.execute(f"ALTER TABLE {table} DROP COLUMN cost")
+        members = json.dumps([{"ray_id": "ray-b", "node": "b", "gpu_ids": [], "end": None}])
+        db.execute("UPDATE attempts SET members = ?", (members,))
+        db.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+        db.commit()

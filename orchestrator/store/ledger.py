@@ -24,6 +24,7 @@ from orchestrator.domain.states import OPEN_STATES, Phase, Reason, RunState
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import RunSpec, Variant
 from orchestrator.store import queued, tables
+from orchestrator.store.sweep_book import SweepBook
 
 __all__ = ["OPEN_STATES", "Ledger", "Transaction"]
 
@@ -78,6 +79,7 @@ class Transaction:
         self._connection = connection
         self.runs_changed: dict[str, RunRecord] = {}
         self.attempts_changed: dict[tuple[str, int], AttemptRecord] = {}
+        self.sweeps = SweepBook(connection)
 
     @property
     def changed(self) -> bool:
@@ -302,9 +304,10 @@ def _run_values(run: RunRecord) -> dict[str, Any]:
         "pin_pool",
     )
     more = ("stop", "attempt", "restore_run", "restore_step", "restore_path", "seconds_used")
-    queue = ("gpu_seconds_used", "joules_used", "energy_source", "cost", "held", "front")
+    queue = ("gpu_seconds_used", "held", "front", "pause_at")
+    energy = ("joules_used", "energy_source", "cost")
     return {
-        **{name: getattr(run, name) for name in (*plain, *more, *queue)},
+        **{name: getattr(run, name) for name in (*plain, *more, *queue, *energy)},
         "name": run.spec.name,
         "experiment": run.spec.experiment,
         "spec": run.spec.model_dump(mode="json"),

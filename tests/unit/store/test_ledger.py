@@ -3,23 +3,25 @@
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import textwrap
-from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.domain.energy import EnergySource
-from orchestrator.domain.records import Member
+from orchestrator.domain.records import AttemptRecord, Member, RunRecord
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import Variant
+from orchestrator.store import ledger as ledger_module
 from orchestrator.store.ledger import Ledger
 from tests.support import wait_until
 from tests.unit.records import NOW, attempt, run, spec
@@ -140,16 +142,13 @@ def test_opening_twice_migrates_once(tmp_path: Path) -> None:
 
 def test_energy_comes_back_and_is_unknown_for_what_was_there_before(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
-    with Ledger(path).begin() as tx:
-        tx.add_run(run())
-        tx.add_attempt(attempt(members=(Member("ray-b", "b"),)))
-    _back_to(path, "0003")
+    members = [{"ray_id": "ray-b", "node": "b", "gpu_ids": [], "end": None}]
+    _as_of("0003", path, run(), attempt(), members=json.dumps(members))
     ledger = Ledger(path)
     with ledger.read() as tx:
         old, before = tx.run("aaaa1111"), tx.attempt("aaaa1111", 1)
     assert (old.joules_used, old.energy_source, old.cost) == (0.0, None, None)
-    assert (before.joules, before.energy_source, before.energy_at, before.cost) == (0.0, None, None, None)
-    assert before.members[0].joules == 0.0
+    assert before == attempt(members=(Member("ray-b", "b", joules=0.0),))
     known = {"energy_source": EnergySource.MIXED, "cost": 0.25}
     member = replace(before.members[0], joules=3.0)
     after = replace(before, joules=7.5, energy_at=NOW, members=(member,), **known)
@@ -161,15 +160,21 @@ def test_energy_comes_back_and_is_unknown_for_what_was_there_before(tmp_path: Pa
         assert tx.attempt("aaaa1111", 1) == after
 
 
-def _back_to(path: Path, revision: str) -> None:
-    """Make the file what an older version had left: without the columns of energy."""
-    with closing(sqlite3.connect(path)) as db:
-        for table, more in (("runs", "joules_used"), ("attempts", "joules"), ("attempts", "energy_at")):
-            db.execute(f"ALTER TABLE {table} DROP COLUMN {more}")
-        for table in ("runs", "attempts"):
-            db.execute(f"ALTER TABLE {table} DROP COLUMN energy_source")
-            db.execute(f"ALTER TABLE {table} DROP COLUMN cost")
-        members = json.dumps([{"ray_id": "ray-b", "node": "b", "gpu_ids": [], "end": None}])
-        db.execute("UPDATE attempts SET members = ?", (members,))
-        db.execute("UPDATE alembic_version SET version_num = ?", (revision,))
-        db.commit()
+def _as_of(revision: str, path: Path, run: RunRecord, attempt: AttemptRecord, **of_attempt: object) -> None:
+    """Write a file as that revision had left it, with these values of the attempt's columns."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(ledger_module.__file__).with_name("migrations")))
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        rows = {"runs": ledger_module._run_values(run)}
+        rows["attempts"] = {**ledger_module._attempt_values(attempt), **of_attempt}
+        for table, values in rows.items():
+            there = [row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({table})")]
+            chosen = [name for name in there if name in values]
+            marks = ", ".join("?" for _ in chosen)
+            row = tuple(json.dumps(v) if isinstance(v := values[n], dict | list) else v for n in chosen)
+            connection.exec_driver_sql(f"INSERT INTO {table} ({', '.join(chosen)}) VALUES ({marks})", row)
+        connection.commit()
+    engine.dispose()

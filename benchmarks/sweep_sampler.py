@@ -161,7 +161,9 @@ def plot(curves: dict[str, list[list[float]]], steps: int) -> Plot:
         x = [float(n) for n in range(1, len(by_point) + 1)]
         middle = [statistics.median(values) for values in by_point]
         name = {"tpe": "TPE", "random": "random"}[kind]
-        lines.append(Line(f"{name}: median and range of {len(found)}", list(zip(x, middle, strict=True)), colour))
+        lines.append(
+            Line(f"{name}: median and range of {len(found)}", list(zip(x, middle, strict=True)), colour)
+        )
         low = [(a, min(v)) for a, v in zip(x, by_point, strict=True)]
         high = [(a, max(v)) for a, v in zip(x, by_point, strict=True)]
         bands.append(Band("", low, high, colour))

@@ -43,6 +43,8 @@ class AgentJob(BaseModel):
     """Which of the run's limits that is."""
     pause_at: int | None = None
     """Step at which it saves and ends, for its sweep to compare it with others."""
+    joules_left: float | None = None
+    """Energy that it may use, where that is limited; of a gang, all ranks together."""
     gpu_ids: tuple[int, ...] = ()
     """GPUs that the program may see, as indices into the node's own list."""
     gpu_total: int | None = None

@@ -37,6 +37,8 @@ class Triggers:
     """Which limit that is, and in words."""
     at_rung: Callable[[], bool] = lambda: False
     """Whether the program has reached the step at which its sweep compares it."""
+    spent: Callable[[], str | None] = lambda: None
+    """Why the run may use no more energy, or None."""
     terminated: bool = False
     """SIGTERM has come to the agent."""
     waking: Waking | None = None
@@ -70,6 +72,8 @@ class Triggers:
             return Stop(*self.limit, GRACE_S)
         if self.at_rung():
             return Stop(Reason.RUNG, CONSEQUENCES[Reason.RUNG].text, GRACE_S)
+        if (why := self.spent()) is not None:
+            return Stop(Reason.ENERGY, why, GRACE_S)
         if self.terminated:
             return Stop(Reason.SHUTDOWN, "the agent was asked to end", GRACE_S)
         if not self.orphaned and not self.watched.alive():

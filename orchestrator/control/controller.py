@@ -10,6 +10,7 @@ from orchestrator.control.beats import Beats
 from orchestrator.control.board import Board
 from orchestrator.control.config import ControllerConfig
 from orchestrator.control.deadlines import Deadlines
+from orchestrator.control.energy import EnergyBook
 from orchestrator.control.estimates import Estimates
 from orchestrator.control.exclusions import NodeHealth
 from orchestrator.control.fleet import FleetWatcher
@@ -34,6 +35,7 @@ from orchestrator.control.sweeps import Sweeps
 from orchestrator.control.tracking import Tracking
 from orchestrator.control.views import Views
 from orchestrator.domain.records import AttemptRecord
+from orchestrator.domain.spending import Prices
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_store, store_id
 from orchestrator.store.spool import Spool
@@ -63,7 +65,10 @@ class Controller:
             gateway, self.wake, lambda node: self.health.told(book.told(node)), lambda: self.board.idle
         )
         self.scheduling = Scheduling(self.board, self.ledger, self.estimates, clock, config.upgrade_rest_s)
-        views = Views(self.ledger, self.spool, self.live, self.scheduling, self.estimates, self.watcher)
+        self.energy = EnergyBook(self.ledger, self.spool, self.live, clock, self._prices)
+        views = Views(
+            self.ledger, self.spool, self.live, self.scheduling, self.estimates, self.watcher, self.energy
+        )
         self.machines = Machines(book, self.watcher, views)
         self.keeping = Keeping(self.ledger, self.store, clock)
         self.probes = Probes(gateway, clock)
@@ -89,6 +94,7 @@ class Controller:
             self.store,
             self.live,
             tracking,
+            self.energy,
             self._clock,
             self._release,
             self._attempt_ended,
@@ -103,6 +109,7 @@ class Controller:
             self.live,
             self.outcomes,
             tracking,
+            self.energy,
             self._clock,
             self.wake,
             self._share,
@@ -119,6 +126,7 @@ class Controller:
             self.scheduling,
             self.estimates,
             tracking,
+            self.energy,
             self._clock,
             self.config.mlflow_url,
             self.wake,
@@ -189,6 +197,10 @@ class Controller:
     def _attempt_ended(self, attempt: AttemptRecord) -> None:
         self.health.ended(attempt)
         self.estimates.ended(attempt)
+
+    def _prices(self) -> Prices | None:
+        """What energy costs now; None while no tariff is set."""
+        return None
 
     def _share(self, attempt: AttemptRecord) -> float:
         return gpu_share(self.watcher.fleet, attempt)

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, replace
 
 from orchestrator.clock import Clock
+from orchestrator.domain.energy import Energy
 from orchestrator.messages import Rendezvous, Transfer
 
 _PACE_S = 60.0
@@ -32,6 +33,8 @@ class Sign:
     boot_id: str = ""
     """Which start of its machine the agent spoke from."""
     rendezvous: Rendezvous | None = None
+    energy: Energy | None = None
+    """What it has used since it began."""
     spoke: bool = False
     """Whether its agent has been heard of at all."""
 
@@ -55,6 +58,7 @@ class LiveBoard:
         *,
         rank: int = 0,
         rendezvous: Rendezvous | None = None,
+        energy: Energy | None = None,
     ) -> None:
         """The agent of a rank spoke now."""
         key = (run_id, attempt, rank)
@@ -77,6 +81,7 @@ class LiveBoard:
                 pace=pace,
                 boot_id=boot_id,
                 rendezvous=rendezvous,
+                energy=energy or before.energy,
                 spoke=True,
             )
 
@@ -123,6 +128,12 @@ class LiveBoard:
         """The checkpoint that is under way."""
         sign = self._sign(run_id, attempt)
         return sign.transfer if sign else None
+
+    def energies(self, run_id: str, attempt: int) -> dict[int, Energy]:
+        """What each rank that has said so has used."""
+        with self._lock:
+            signs = [(key[2], sign) for key, sign in self._signs.items() if key[:2] == (run_id, attempt)]
+        return {rank: sign.energy for rank, sign in signs if sign.energy is not None}
 
     def forget(self, run_id: str, attempt: int) -> None:
         """The attempt has ended."""

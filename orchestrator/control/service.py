@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 from orchestrator.clock import Clock
 from orchestrator.contract import DATASET_FILE
+from orchestrator.control.energy import EnergyBook
 from orchestrator.control.estimates import Estimates
 from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.live import LiveBoard
@@ -58,6 +59,7 @@ class Service:
         scheduling: Scheduling,
         estimates: Estimates,
         tracking: Tracking,
+        energy: EnergyBook,
         clock: Clock,
         mlflow_url: str,
         wake: Callable[[], None],
@@ -72,7 +74,7 @@ class Service:
         self._clock = clock
         self._mlflow_url = mlflow_url
         self._wake = wake
-        self._views = Views(ledger, spool, live, scheduling, estimates, watcher)
+        self._views = Views(ledger, spool, live, scheduling, estimates, watcher, energy)
 
     # ---- runs
 
@@ -135,7 +137,7 @@ class Service:
         return RunDetail(
             run=self._views.run(run),
             spec=run.spec,
-            attempts=self._views.attempts(attempts),
+            attempts=self._views.attempts(run, attempts),
             events=events(history),
             metrics={key: value for key, (_, value) in latest.items()},
             links=self._links(run.id),

@@ -74,6 +74,7 @@ class Reason(StrEnum):
     TIME_LIMIT = "time-limit"
     DEADLINE = "deadline"
     GPU_HOURS = "gpu-hours"
+    ENERGY = "energy"
     STORE_FULL = "store-full"
     STORE_FAILED = "store-failed"
 
@@ -125,6 +126,7 @@ CONSEQUENCES: dict[Reason, Consequence] = {
     Reason.TIME_LIMIT: Consequence(Then.FAIL, "it reached its longest duration"),
     Reason.DEADLINE: Consequence(Then.FAIL, "its deadline has passed"),
     Reason.GPU_HOURS: Consequence(Then.FAIL, "it has used up its GPU-hours"),
+    Reason.ENERGY: Consequence(Then.FAIL, "it has used up its energy"),
     Reason.STORE_FULL: Consequence(Then.RETRY, "the checkpoint store is full"),
     Reason.STORE_FAILED: Consequence(Then.RETRY, "the checkpoint store failed"),
 }

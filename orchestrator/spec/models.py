@@ -125,6 +125,8 @@ class RunSpec(_Model):
     """When it has to have ended, such as `2027-03-01T07:00:00+01:00`; it is stopped then."""
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
     """Most hours of GPUs that all attempts together may use."""
+    kwh: Annotated[float, Field(gt=0)] | None = None
+    """Most energy that all attempts together may use, in kilowatt-hours, measured or estimated."""
     tags: dict[Name, FreeText] = Field(default_factory=dict)
     """Free labels, shown in MLflow."""
 

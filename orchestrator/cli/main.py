@@ -18,6 +18,7 @@ from orchestrator.cli import (
     insight,
     machines,
     nodes,
+    notify,
     owner,
     queue,
     runs,
@@ -61,7 +62,21 @@ def _root(
     pass
 
 
-for topic in (runs, queue, views, checkpoints, insight, cluster, nodes, machines, owner, garbage, demo, spec):
+for topic in (
+    runs,
+    queue,
+    views,
+    checkpoints,
+    insight,
+    cluster,
+    nodes,
+    machines,
+    owner,
+    notify,
+    garbage,
+    demo,
+    spec,
+):
     topic.register(app)
 
 

@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for name, command in (("add", add), ("ls", ls), ("rm", rm), ("test", test)):
+    for name, command in (("add", add), ("ls", ls), ("rm", rm), ("test", try_out)):
         group.command(name)(command)
     app.add_typer(group, name="notify", rich_help_panel=CLUSTER)
 
@@ -80,8 +80,8 @@ def add(
     """Be told of what happens, at an address that is asked for, or read from standard input.
 
     Addresses are written as Apprise does: `ntfy://TOPIC`, `mailto://USER:PASSWORD@gmail.com`, `slack://A/B/C`,
-    `jsons://HOST/PATH` for a webhook, `desktop://`; docs/notify.md has more. The controller keeps them in a file that
-    only its owner can read, and shows them to nobody.
+    `jsons://HOST/PATH` for a webhook, `desktop://`; docs/notify.md has more. The controller keeps them in a
+    file that only its owner can read, and shows them to nobody.
 
     - `orch notify add`
     - `orch notify add --name phone --on failed,stuck < address.txt`
@@ -155,7 +155,7 @@ def rm(name: Named, as_json: Json = False) -> None:
         out.print(f"{view.name} ({view.shown}) is told nothing any more")
 
 
-def test(
+def try_out(
     names: Annotated[
         list[str] | None,
         typer.Argument(metavar="[NAME]…", help="Names of targets; all by default.", show_default=False),

@@ -1,9 +1,9 @@
 """Tells people what happens, wherever they are. Nothing waits for it.
 
-Ends of runs are recorded as notices in the very transaction that ends the run, the rest by :meth:`Notifier.tell`.
-A thread puts notices into words and hands them to a few others, one for each target at a time, which start the
-sending processes. What does not arrive is tried again with growing pauses. A crash at any point loses nothing;
-between the arrival and its record it makes one message arrive twice.
+Ends of runs are recorded as notices in the very transaction that ends the run, the rest by
+:meth:`Notifier.tell`. A thread puts notices into words and hands them to a few others, one for each target at
+a time, which start the sending processes. What does not arrive is tried again with growing pauses. A crash at
+any point loses nothing; between the arrival and its record it makes one message arrive twice.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class Notifier:
         name: str = "",
         experiment: str = "",
     ) -> bool:
-        """Tell everybody who wants to know, once per (kind, subject, key). Durable when it returns; False where
-        it was told before or nobody wants it. Not for use within a transaction of the ledger.
+        """Tell everybody who wants to know, once per (kind, subject, key). Durable when it returns; False
+        where it was told before or nobody wants it. Not for use within a transaction of the ledger.
 
         `subject` is the id of a run or sweep; `name` and `experiment` are what targets choose by.
         """

@@ -1,4 +1,4 @@
-"""Notices runs that do not get on: no step for long, a machine that is there and unused, or one that is not."""
+"""Notices runs that do not get on: no step for long, a machine of theirs unused, or one out of reach."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ Tell = Callable[[RunRecord, str, str, list[str]], None]
 
 
 class Stuck:
-    """Called now and then. Tells of each occurrence once, and perhaps once more after a restart, with the same
-    key."""
+    """Called now and then. Tells of each occurrence once; perhaps once more after a restart, with its key."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ class NoticeKind(StrEnum):
     SWEEP = "sweep"
 
 
-USUAL: Final = tuple(kind for kind in NoticeKind if kind != NoticeKind.CANCELLED)
+USUAL: Final[tuple[NoticeKind, ...]] = tuple(kind for kind in NoticeKind if kind != NoticeKind.CANCELLED)
 """Who cancels a run knows it."""
 
 

@@ -22,7 +22,7 @@ NO_APPRISE: Final = "Apprise is not installed where the controller runs"
 _REASONS: Final = (
     (r"connection refused", "nobody listens there"),
     (r"name or service not known|nodename nor servname|name resolution|getaddrinfo", "no such computer"),
-    (r"certificate|ssl", "its TLS certificate is not accepted"),
+    (r"certificate|ssl\w*error|\[ssl", "its TLS certificate is not accepted"),
     (r"no route to host|network is unreachable", "there is no way to that computer"),
     (r"timed out|timeout", "it did not answer in time"),
     (r"authentication|\b535\b", "it refuses the user or the password"),
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 class _Words(logging.Handler):
-    """Keeps what Apprise says, to find known words in it."""
+    """Keeps what Apprise says of failures, to find known words in it."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -56,7 +56,9 @@ class _Words(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one line."""
-        self.text += record.getMessage() + "\n"
+        line = record.getMessage()
+        if record.levelno >= logging.WARNING or "Exception" in line:
+            self.text += line + "\n"
 
 
 def _listen() -> _Words:

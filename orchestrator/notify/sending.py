@@ -47,7 +47,7 @@ class Sender:
         self._processes: set[subprocess.Popen[bytes]] = set()
 
     def send(self, url: str, message: Message) -> Sent:
-        """Send one message. Returns after the limit at the latest, and never raises for what a service does."""
+        """Send one message. Returns after the limit at the latest; never raises for what a service does."""
         began = self._clock.monotonic()
         job = {"url": url, "title": message.title, "body": message.body, "type": message.type}
         arrived, text = self._ask(job)

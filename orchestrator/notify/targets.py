@@ -1,7 +1,7 @@
 """Whom to tell, in a file that only its owner can read.
 
-The addresses contain passwords and tokens. They are here and in what is handed to the sending process; nothing
-else, no error message either, ever contains one.
+The addresses contain passwords and tokens. They are here and in what is handed to the sending process;
+nothing else, no error message either, ever contains one.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Target(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}\Z")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
     url: Annotated[str | None, Field(repr=False, min_length=1, max_length=4000)] = None
     """Address as Apprise writes it, such as `ntfy://…`; this or `url_env`."""
-    url_env: Annotated[str | None, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")] = None
+    url_env: Annotated[str | None, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = None
     """Variable of the controller's environment that has the address."""
     on: tuple[NoticeKind, ...] = USUAL
     runs: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ def masked(url: str) -> str:
     if scheme is None:
         return "…"
     host = _WITH_HOST.match(url) or _NTFY.match(url)
-    return f"{scheme[1]}://{host[1] if host else ''}…" if not host else f"{scheme[1]}://{host[1]}/…"
+    return f"{scheme[1]}://{host[1]}/…" if host else f"{scheme[1]}://…"
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -99,8 +99,8 @@ _LIST: Final = TypeAdapter(tuple[Target, ...])
 
 
 class TargetFile:
-    """The file. A change that returned is on disk; the file may be edited by hand, too. Safe to use from several
-    threads."""
+    """The file. A change that returned is on disk; the file may be edited by hand, too. Safe to use from
+    several threads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -148,7 +148,7 @@ class TargetFile:
             with self._path.open(encoding="utf-8") as file:
                 self._check(os.fstat(file.fileno()))
                 plain = yaml.safe_load(file)
-            targets = _LIST.validate_python(plain or ())
+            targets = _LIST.validate_python(_with_on(plain) or ())
         except (OSError, UnicodeDecodeError) as error:
             raise SetupError(f"{self._path} cannot be read ({type(error).__name__})") from None
         except yaml.YAMLError as error:  # its own message quotes the file
@@ -188,6 +188,16 @@ def free_name(targets: Sequence[Target], url: str | None) -> str:
     base = re.sub(r"[^a-z0-9]", "", scheme[1]) if scheme else "target"
     taken = {one.name for one in targets}
     return next(name for name in (base, *(f"{base}-{n}" for n in range(2, 10_000))) if name not in taken)
+
+
+def _with_on(plain: Any) -> Any:
+    """YAML 1.1 takes a bare `on` for the value true."""
+    if not isinstance(plain, list):
+        return plain
+    return [
+        {"on" if key is True else key: value for key, value in one.items()} if isinstance(one, dict) else one
+        for one in plain
+    ]
 
 
 def _problems(error: ValidationError) -> str:

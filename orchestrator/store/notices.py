@@ -1,8 +1,8 @@
 """What is to be told to people, in the ledger: committed with what it tells of, kept until it has arrived.
 
-A notice is *spread* once: put into words, with a delivery for each target that wants it. A delivery is removed
-when it has arrived or was given up; a notice stays for a while, so that it is not told twice. Targets are
-known by name. Their addresses are secrets and never come here.
+A notice is *spread* once: put into words, with a delivery for each target that wants it. A delivery is
+removed when it has arrived or was given up; a notice stays for a while, so that it is not told twice. Targets
+are known by name. Their addresses are secrets and never come here.
 """
 
 from __future__ import annotations

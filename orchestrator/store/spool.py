@@ -153,7 +153,8 @@ class Spool:
                 some = run_ids[first : first + _IN_LIMIT]
                 # With MIN or MAX, SQLite takes the other columns from the row that has it.
                 query = (
-                    f"SELECT r.run_id, p.step, {mode.upper()}(p.value) FROM runs r JOIN series s ON s.run = r.id"
+                    f"SELECT r.run_id, p.step, {mode.upper()}(p.value) FROM runs r"
+                    " JOIN series s ON s.run = r.id"
                     f" JOIN points p ON p.series = s.id WHERE s.key = ? AND r.run_id IN ({_marks(some)})"
                     " GROUP BY r.run_id"
                 )

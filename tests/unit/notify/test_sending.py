@@ -41,10 +41,12 @@ def test_ntfy(sender: Sender) -> None:
 
 
 def test_what_takes_slack_messages(sender: Sender) -> None:
-    """Mattermost's and others' webhooks take Slack's format; hooks.slack.com itself cannot be reached here."""
+    """Mattermost's and others' webhooks take Slack's format; Slack itself cannot be reached here."""
     with serving() as hook:
         assert sender.send(hook.url("abcdefgh12345678", "mmost"), MESSAGE).arrived
-        assert sender.send(hook.url("services/A/B?:message=text&:title=&:version=&:type=&:attachments="), MESSAGE)
+        assert sender.send(
+            hook.url("services/A/B?:message=text&:title=&:version=&:type=&:attachments="), MESSAGE
+        )
     told, mapped = hook.bodies
     assert MESSAGE.title in told["text"]
     assert MESSAGE.body in told["text"]
@@ -158,7 +160,10 @@ def test_without_apprise(sender: Sender, tmp_path: Path, monkeypatch: pytest.Mon
     ("told", "text"),
     [
         ("Socket Exception: HTTPSConnectionPool(...): [SSL: CERTIFICATE_VERIFY_FAILED]", "TLS"),
-        ("Socket Exception: Failed to resolve 'x' ([Errno -2] Name or service not known)", "no such computer"),
+        (
+            "Socket Exception: Failed to resolve 'x' ([Errno -2] Name or service not known)",
+            "no such computer",
+        ),
         ("Socket Exception: (535, b'5.7.8 Username and Password not accepted')", "user or the password"),
         ("Socket Exception: Read timed out. (read timeout=4.0)", "in time"),
         ("something new about hunter2", "Apprise does not say why"),

@@ -121,7 +121,9 @@ def test_names_for_new_ones() -> None:
 
 
 def test_who_wants_what() -> None:
-    target = Target(name="a", url="x", on=(NoticeKind.FAILED,), runs=("lr-*", "base"), experiments=("shake*",))
+    target = Target(
+        name="a", url="x", on=(NoticeKind.FAILED,), runs=("lr-*", "base"), experiments=("shake*",)
+    )
     assert target.wants(NoticeKind.FAILED, "lr-3", "shakespeare")
     assert target.wants(NoticeKind.FAILED, "base", "shakespeare")
     assert not target.wants(NoticeKind.FINISHED, "lr-3", "shakespeare")

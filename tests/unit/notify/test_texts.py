@@ -64,7 +64,8 @@ def test_many_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min"), (61, "1 min 1 s"), (12_000, "3 h 20 min")]
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min"), (61, "1 min 1 s"), (12_000, "3 h 20 min")],
 )
 def test_times(seconds: float, text: str) -> None:
     assert texts.time(seconds) == text

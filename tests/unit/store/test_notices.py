@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.notice import NoticeKind
+from orchestrator.domain.records import RunRecord
 from orchestrator.domain.states import RunState
 from orchestrator.store.ledger import Ledger, Transaction
 from tests.unit.records import NOW, run
@@ -90,21 +91,32 @@ def test_the_newest_of_a_kind(ledger: Ledger) -> None:
     assert last.key == "2"
 
 
+def save(ledger: Ledger, changed: RunRecord) -> None:
+    with ledger.begin() as tx:
+        tx.save_run(changed)
+
+
 def test_a_hook_is_committed_with_what_it_follows_or_not_at_all(ledger: Ledger) -> None:
     def note(tx: Transaction) -> None:
         for changed in tx.runs_changed.values():
             if changed.state.final:
                 tx.notices.add(NoticeKind.FINISHED, changed.id, NOW)
 
+    refused = [True]
+
+    def refuse(tx: Transaction) -> None:
+        if refused:
+            raise sqlite3.Error
+
     ledger.join(note)
     with ledger.begin() as tx:
-        stored = tx.add_run(run())
-    with pytest.raises(sqlite3.Error), ledger.begin() as tx:
-        tx.save_run(replace(stored, state=RunState.SUCCEEDED))
-        raise sqlite3.Error
+        ended = replace(tx.add_run(run()), state=RunState.SUCCEEDED)
+    ledger.join(refuse)
+    with pytest.raises(sqlite3.Error):
+        save(ledger, ended)
     with ledger.read() as tx:
         assert tx.notices.unspread() == []
-    with ledger.begin() as tx:
-        tx.save_run(replace(stored, state=RunState.SUCCEEDED))
+    refused.clear()
+    save(ledger, ended)
     with ledger.read() as tx:
-        assert [one.subject for one in tx.notices.unspread()] == [stored.id]
+        assert [one.subject for one in tx.notices.unspread()] == [ended.id]

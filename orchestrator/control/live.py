@@ -28,7 +28,7 @@ class Sign:
     stepped: float = 0.0
     """When its step last became another one, or it was first heard; in monotonic seconds."""
     step_s: float | None = None
-    """Seconds per step when it did: a slower pace than `pace`, which looks at a minute, can tell."""
+    """Seconds per step when it did. Unlike `pace` it does not grow while nothing happens."""
     saved: float | None = None
     """When it last committed a checkpoint; None: not in this attempt."""
     committed: int | None = None

@@ -15,7 +15,7 @@ from orchestrator.domain import gang
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import RunState
 from orchestrator.domain.stuck import LEFT_S, WAIT_S, could_start, should_step, stands_still
-from orchestrator.notify.texts import time, value
+from orchestrator.notify.texts import time
 from orchestrator.store.ledger import Ledger
 
 LOOK_S: Final = 15.0
@@ -82,13 +82,12 @@ class Stuck:
             return
         now = self._clock.monotonic()
         still_s = now - sign.stepped
-        paces = [pace for pace in (sign.pace, sign.step_s) if pace is not None]
-        step_s = max(paces, default=None)
+        step_s = sign.step_s
         if now - sign.at > _LISTENING_S or not stands_still(still_s, step_s):
             return
         key = f"a{attempt.number} step {sign.step}"
         at = "it has not made a step yet" if sign.step is None else f"at step {sign.step}"
-        pace = f"; a step took {value(step_s)} s" if step_s is not None else ""
+        pace = f"; a step took {step_s:.3g} s" if step_s is not None else ""
         where = f"{at}, on {gang.where(attempt)}{pace}"
         lines = [where, f"what it says: orch logs {run.id}"]
         self._say(run, key, f"no step for {time(still_s)}", lines)

@@ -11,6 +11,8 @@ from orchestrator.messages import Rendezvous, Transfer
 _PACE_S = 60.0
 _PACE_LEAST_S = 5.0
 """A pace is told from stretches of so many seconds."""
+_SLOWER = 2.0
+"""How much slower a step may count than those before it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Sign:
     stepped: float = 0.0
     """When its step last became another one, or it was first heard; in monotonic seconds."""
     step_s: float | None = None
-    """Seconds per step when it did. Unlike `pace` it does not grow while nothing happens."""
+    """Seconds per step when it did. It does not grow while nothing happens, nor much by one long pause."""
     saved: float | None = None
     """When it last committed a checkpoint; None: not in this attempt."""
     committed: int | None = None
@@ -154,4 +156,5 @@ def _stepped(sign: Sign, step: int, now: float) -> Sign:
     """The sign once this step was heard of."""
     if sign.step is None or step < sign.step:
         return replace(sign, stepped=now)
-    return replace(sign, stepped=now, step_s=(now - sign.stepped) / (step - sign.step))
+    step_s = (now - sign.stepped) / (step - sign.step)
+    return replace(sign, stepped=now, step_s=min(step_s, _SLOWER * (sign.step_s or step_s)))

@@ -141,7 +141,9 @@ class TestSteps:
         assert (notice.kind, notice.title) == (NoticeKind.STUCK, "job: stuck, no step for 11 min 30 s")
         again = build(tmp_path, it.gateway, it.clock)
         assert not again.notifier.tell(NoticeKind.STUCK, run_id, "again", key="a1 step 5", name="job")
-        again.stop()
+        again.notifier.stop()
+        again.probes.close()
+        again.ledger.close()
 
 
 class TestWaiting:

@@ -156,7 +156,10 @@ class Notifier:
     def _record(self, transaction: Transaction) -> None:
         for run in transaction.runs_changed.values():
             kind, spec = _KINDS.get(run.state), run.spec
-            if kind is not None and self.wanted(kind, spec.name, spec.experiment):
+            if kind is None or not self.wanted(kind, spec.name, spec.experiment):
+                continue
+            # How a sweep goes is told by its best trials and its end, and by what fails.
+            if kind == NoticeKind.FAILED or transaction.sweeps.trial_of(run.id) is None:
                 at = self._clock.now()
                 transaction.notices.add(kind, run.id, at, name=spec.name, experiment=spec.experiment)
 

@@ -24,6 +24,7 @@ from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import RunSpec, Variant
 from orchestrator.store import queued, tables
 from orchestrator.store.notices import Notices
+from orchestrator.store.sweep_book import SweepBook
 
 __all__ = ["OPEN_STATES", "Ledger", "Transaction"]
 
@@ -88,11 +89,8 @@ class Transaction:
         self._connection = connection
         self.runs_changed: dict[str, RunRecord] = {}
         self.attempts_changed: dict[tuple[str, int], AttemptRecord] = {}
-
-    @property
-    def notices(self) -> Notices:
-        """What is to be told to people."""
-        return Notices(self._connection)
+        self.sweeps = SweepBook(connection)
+        self.notices = Notices(connection)
 
     @property
     def changed(self) -> bool:
@@ -312,7 +310,7 @@ def _run_values(run: RunRecord) -> dict[str, Any]:
         "pin_pool",
     )
     more = ("stop", "attempt", "restore_run", "restore_step", "restore_path", "seconds_used")
-    queue = ("gpu_seconds_used", "held", "front")
+    queue = ("gpu_seconds_used", "held", "front", "pause_at")
     return {
         **{name: getattr(run, name) for name in (*plain, *more, *queue)},
         "name": run.spec.name,

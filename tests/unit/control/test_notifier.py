@@ -25,11 +25,13 @@ from orchestrator.control.controller import Controller
 from orchestrator.control.notifier import GIVE_UP, Notifier
 from orchestrator.domain.notice import NoticeKind
 from orchestrator.domain.states import RunState
+from orchestrator.domain.sweeps import SweepRecord, SweepState, TrialRecord, TrialState
 from orchestrator.errors import NotFoundError, SetupError, SpecError
 from orchestrator.messages import NotifyRequest
 from orchestrator.notify import texts
 from orchestrator.notify.sending import Sender
 from orchestrator.notify.targets import Target, TargetFile
+from orchestrator.spec.sweep import Parameter, SweepSpec
 from orchestrator.store.ledger import Ledger
 from tests.receivers import Webhook, serving
 from tests.support import free_port, wait_until
@@ -38,6 +40,17 @@ from tests.unit.control.test_api import beat, end, launched, submit
 from tests.unit.records import NOW, run, spec
 
 SECRET = "hook-t0ken-that-nobody-may-see"
+SWEEP = SweepRecord(
+    "s1",
+    0,
+    "key",
+    SweepSpec(name="s", base=spec(), space={"seed": Parameter(choice=[1])}),
+    "0" * 64,
+    "",
+    "ada",
+    SweepState.RUNNING,
+    NOW,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +201,24 @@ class TestDelivery:
                 finish(ledger, "cccc3333")
                 wait_until(lambda: hook.titles == ["job-cccc3333: finished"], 20)
         assert SECRET not in caplog.text
+
+    def test_of_trials_only_failures_are_told(self, ledger: Ledger, tmp_path: Path) -> None:
+        with serving() as hook, telling(ledger, targets(tmp_path, a=hook.url())):
+            with ledger.begin() as tx:
+                tx.sweeps.add(SWEEP)
+            ends = (RunState.SUCCEEDED, RunState.CANCELLED, RunState.FAILED)
+            for number, state in enumerate(ends):
+                run_id = f"cccc{number:04}"
+                with ledger.begin() as tx:
+                    stored = tx.add_run(run(run_id, spec=spec(f"job-{run_id}")))
+                    tx.sweeps.add_trial(
+                        TrialRecord("s1", number, run_id, number, 0, {}, TrialState.OPEN, NOW)
+                    )
+                with ledger.begin() as tx:
+                    tx.save_run(replace(stored, state=state))
+            finish(ledger)
+            wait_until(lambda: len(hook.bodies) == 2, 20)
+        assert hook.titles == ["job-cccc0002: failed", "job-aaaa1111: finished"]
 
     def test_what_the_sweeps_tell(self, ledger: Ledger, tmp_path: Path) -> None:
         with serving() as hook:

@@ -34,6 +34,10 @@ from orchestrator.messages import (
     LogPage,
     MoveRequest,
     NodeView,
+    NotifyRequest,
+    NotifySent,
+    NotifyTest,
+    NotifyView,
     PlanView,
     PointView,
     RunDetail,
@@ -54,6 +58,8 @@ T = TypeVar("T")
 
 TIMEOUT_S = 30.0
 """Longest wait for an answer."""
+NOTIFY_TIMEOUT_S = 120.0
+"""Longest wait for services that notifications go to."""
 GARBAGE_TIMEOUT_S = 1800.0
 """Longest wait for a whole store to be looked through."""
 MOST_RUNS = 10_000
@@ -220,6 +226,25 @@ class Client:
     def set_limit(self, request: LimitRequest) -> LimitsView:
         """Set a limit, or take it away."""
         return self._one(LimitsView, "PUT", "/v1/limits", body=request)
+
+    def notify_targets(self) -> list[NotifyView]:
+        """Who is told of what happens, with addresses masked."""
+        return self._many(NotifyView, "/v1/notify")
+
+    def add_notify(self, request: NotifyRequest) -> NotifyView:
+        """Tell somebody from now on. SpecError where the address is not understood."""
+        answer = self._request("POST", "/v1/notify", body=request, timeout_s=NOTIFY_TIMEOUT_S)
+        return self._read(NotifyView, answer.content)
+
+    def remove_notify(self, name: str) -> NotifyView:
+        """Tell somebody nothing any more."""
+        return self._one(NotifyView, "DELETE", f"/v1/notify/{quote(name, safe='')}")
+
+    def test_notify(self, names: Sequence[str] = ()) -> list[NotifySent]:
+        """Send a message to these targets, all where none is named, and say what came of it."""
+        body = NotifyTest(names=list(names))
+        answer = self._request("POST", "/v1/notify/test", body=body, timeout_s=NOTIFY_TIMEOUT_S)
+        return self._read(list[NotifySent], answer.content)
 
     def checkpoints(self, ref: str) -> list[CheckpointView]:
         """Committed checkpoints of a run."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.domain.energy import EnergySource
+from orchestrator.domain.notice import USUAL, NoticeKind
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.domain.sweeps import SweepState, TrialState
 from orchestrator.spec.models import RunSpec, Variant
@@ -313,6 +314,53 @@ class LimitsView(_Message):
 
     pools: dict[str, int] = Field(default_factory=dict)
     experiments: dict[str, int] = Field(default_factory=dict)
+
+
+class NotifyRequest(_Message):
+    """Tell somebody of what happens. The address is a secret."""
+
+    name: str = Field(default="", max_length=63)
+    """Empty: after the service."""
+    url: str | None = Field(default=None, max_length=4000, repr=False)
+    """As Apprise writes it; this or `url_env`."""
+    url_env: str | None = Field(default=None, max_length=200)
+    """Variable of the controller's environment that has it."""
+    on: list[NoticeKind] = Field(default_factory=lambda: list(USUAL), min_length=1)
+    runs: list[str] = Field(default_factory=list)
+    """Only runs with such names, as in `lr-*`."""
+    experiments: list[str] = Field(default_factory=list)
+
+
+class NotifyView(_Message):
+    """One target of notifications."""
+
+    name: str
+    shown: str
+    """Its address without what is secret about it."""
+    on: list[NoticeKind]
+    runs: list[str] = Field(default_factory=list)
+    experiments: list[str] = Field(default_factory=list)
+    waiting: int = 0
+    """Notifications that have not arrived yet."""
+    error: str = ""
+    """Why not."""
+
+
+class NotifyTest(_Message):
+    """Which targets to try; all where none is named."""
+
+    names: list[str] = Field(default_factory=list)
+
+
+class NotifySent(_Message):
+    """What came of trying a target."""
+
+    name: str
+    shown: str
+    arrived: bool
+    text: str = ""
+    """Why it did not arrive."""
+    seconds: float
 
 
 class PointView(_Message):

@@ -61,6 +61,11 @@ class Home:
         return self.root / "token"
 
     @property
+    def notify_file(self) -> Path:
+        """Whom the controller tells of what happens, with their secret addresses; mode 0600."""
+        return self.root / "notify.yaml"
+
+    @property
     def client_file(self) -> Path:
         """Address of the controller, for the command line: ``{"url": …}``."""
         return self.root / "client.json"

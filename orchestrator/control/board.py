@@ -97,6 +97,10 @@ class Board:
         """Names of the runs that execute, by id."""
         return {run_id: run.name for run_id, run in self._runs.items()}
 
+    def executing(self) -> list[RunRecord]:
+        """Runs that execute."""
+        return [run.record for run in self._runs.values()]
+
     def open_attempts(self) -> list[AttemptRecord]:
         """Attempts that have not ended."""
         return list(self._attempts.values())

@@ -6,7 +6,9 @@ import logging
 
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.cluster.gateway import Gateway
+from orchestrator.control import best
 from orchestrator.control.beats import Beats
+from orchestrator.control.best import Best
 from orchestrator.control.board import Board
 from orchestrator.control.config import ControllerConfig
 from orchestrator.control.deadlines import Deadlines
@@ -20,6 +22,7 @@ from orchestrator.control.logs import RunFiles
 from orchestrator.control.loop import Loop
 from orchestrator.control.machines import Machines
 from orchestrator.control.nodebook import Drains, NodeBook
+from orchestrator.control.notifier import Notifier
 from orchestrator.control.origin import resolve_origin
 from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.probes import Probes
@@ -28,14 +31,21 @@ from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.service import Service
 from orchestrator.control.shares import gpu_share
 from orchestrator.control.sight import Sight
+from orchestrator.control.stuck import Stuck
 from orchestrator.control.sweep_round import SweepRound
 from orchestrator.control.sweep_tracking import SweepTracking
 from orchestrator.control.sweep_views import SweepViews
 from orchestrator.control.sweeps import Sweeps
+from orchestrator.control.telling import Telling
 from orchestrator.control.tracking import Tracking
 from orchestrator.control.views import Views
-from orchestrator.domain.records import AttemptRecord
+from orchestrator.control.wording import Wording
+from orchestrator.domain.notice import NoticeKind
+from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.spending import Prices
+from orchestrator.notify import texts
+from orchestrator.notify.sending import Sender
+from orchestrator.notify.targets import TargetFile
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_store, store_id
 from orchestrator.store.spool import Spool
@@ -83,6 +93,10 @@ class Controller:
         self.sweeps = self._sweeps()
         self.sweep_views = SweepViews(self.ledger, self.spool, views, clock, config.mlflow_url)
         self.loop = self._loop()
+        self.wording = Wording(self.ledger, self.spool, config.mlflow_url)
+        targets, sender = TargetFile(config.home.notify_file), Sender(clock=clock)
+        self.notifier = self._notifier(targets, sender)
+        self.telling = Telling(targets, self.notifier, sender, self.ledger, clock)
         self.shipper = (
             Shipper(self.spool, lambda: MlflowSink(config.mlflow_url)) if config.mlflow_url else None
         )
@@ -162,12 +176,35 @@ class Controller:
             self._clock,
         )
 
+    def _notifier(self, targets: TargetFile, sender: Sender) -> Notifier:
+        notifier = Notifier(self.ledger, targets, self.wording.ended, sender, self._clock)
+        stuck = Stuck(
+            self.ledger, self.live, self.board, self.scheduling, self.watcher, self._clock, self._tell_stuck
+        )
+        notifier.look_out(NoticeKind.STUCK, stuck.look)
+        race = Best(self.ledger, self.spool, self.board, self._clock, self._tell_best)
+        notifier.look_out(NoticeKind.BEST, race.look)
+        return notifier
+
+    def _tell_stuck(self, run: RunRecord, key: str, what: str, lines: list[str]) -> None:
+        title, body = texts.stuck(run, what, lines, self.wording.links(run))
+        name, experiment = run.spec.name, run.spec.experiment
+        self.notifier.tell(NoticeKind.STUCK, run.id, title, body, key=key, name=name, experiment=experiment)
+
+    def _tell_best(self, run: RunRecord, mark: best.Mark, before: best.Mark) -> None:
+        now, then = (mark.step, mark.value), (before.name, before.value)
+        title, body = texts.best(run, now, then, self.wording.links(run))
+        name, experiment = run.spec.name, run.spec.experiment
+        about, which = best.subject(best.race_of(run)), best.key(mark)
+        self.notifier.tell(NoticeKind.BEST, about, title, body, key=which, name=name, experiment=experiment)
+
     def start(self) -> None:
         """Begin to watch, decide and ship."""
         self.watcher.start()
         self.loop.start()
         self.sweeps.start()
         self.keeping.start()
+        self.notifier.start()
         if self.shipper:
             self.shipper.start()
         log.info("controller ready at %s", self.config.url)
@@ -178,6 +215,7 @@ class Controller:
         self.loop.stop()
         self.probes.close()
         self.keeping.stop()
+        self.notifier.stop()
         self.watcher.stop()
         if self.shipper:
             self.shipper.stop()

@@ -12,6 +12,8 @@ from orchestrator.messages import Rendezvous, Transfer
 _PACE_S = 60.0
 _PACE_LEAST_S = 5.0
 """A pace is told from stretches of so many seconds."""
+_SLOWER = 2.0
+"""How much slower a step may count than those before it."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class Sign:
     """An earlier moment and its step, by which the pace is told."""
     pace: float | None = None
     """Seconds per step, over the last minute at most."""
+    stepped: float = 0.0
+    """When its step last became another one, or it was first heard; in monotonic seconds."""
+    step_s: float | None = None
+    """Seconds per step when it did. It does not grow while nothing happens, nor much by one long pause."""
     saved: float | None = None
     """When it last committed a checkpoint; None: not in this attempt."""
     committed: int | None = None
@@ -65,6 +71,8 @@ class LiveBoard:
         with self._lock:
             now = self._clock.monotonic()
             before = self._signs.get(key) or Sign(now)
+            if not before.spoke:
+                before = replace(before, stepped=now)
             known = step if step is not None else before.step
             base = before.base
             if known is not None and (base is None or now - base[0] > _PACE_S):
@@ -72,6 +80,8 @@ class LiveBoard:
             pace = before.pace
             if known is not None and base is not None and known > base[1] and now - base[0] > _PACE_LEAST_S:
                 pace = (now - base[0]) / (known - base[1])
+            if known is not None and known != before.step:
+                before = _stepped(before, known, now)
             self._signs[key] = replace(
                 before,
                 at=now,
@@ -145,9 +155,17 @@ class LiveBoard:
         """Count all silences from now, after this process itself was away (suspended, or stuck)."""
         with self._lock:
             now = self._clock.monotonic()
-            self._signs = {key: replace(sign, at=now) for key, sign in self._signs.items()}
+            self._signs = {key: replace(sign, at=now, stepped=now) for key, sign in self._signs.items()}
             self._started = now
 
     def _sign(self, run_id: str, attempt: int, rank: int = 0) -> Sign | None:
         with self._lock:
             return self._signs.get((run_id, attempt, rank))
+
+
+def _stepped(sign: Sign, step: int, now: float) -> Sign:
+    """The sign once this step was heard of."""
+    if sign.step is None or step < sign.step:
+        return replace(sign, stepped=now)
+    step_s = (now - sign.stepped) / (step - sign.step)
+    return replace(sign, stepped=now, step_s=min(step_s, _SLOWER * (sign.step_s or step_s)))

@@ -14,6 +14,7 @@ from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.origin import Origin, resolve_origin
+from orchestrator.control.pages import pages
 from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.tracking import Tracking
 from orchestrator.control.views import Views, events
@@ -40,7 +41,7 @@ from orchestrator.spec.identity import spec_hash
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.spool import Spool
-from orchestrator.tracking.links import charts_link, compare_link, experiment_link, metric_link, run_link
+from orchestrator.tracking.links import charts_link, compare_link
 
 _ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 
@@ -140,19 +141,8 @@ class Service:
             attempts=self._views.attempts(run, attempts),
             events=events(history),
             metrics={key: value for key, (_, value) in latest.items()},
-            links=self._links(run.id),
+            links=pages(self._spool, self._mlflow_url, run.id),
         )
-
-    def _links(self, run_id: str) -> dict[str, str]:
-        known = self._spool.mlflow_run(run_id)
-        if known is None or not self._mlflow_url:
-            return {}
-        base, (experiment, mlflow_run) = self._mlflow_url, known
-        return {
-            "run": run_link(base, experiment, mlflow_run),
-            "loss": metric_link(base, [experiment], [mlflow_run], "train/loss"),
-            "experiment": experiment_link(base, experiment),
-        }
 
     def compare_links(self, refs: list[str]) -> dict[str, str]:
         """MLflow's pages that show these runs side by side; empty until MLflow knows them all."""

@@ -1,4 +1,4 @@
-"""The controller's durable memory: runs, attempts and events in SQLite.
+"""The controller's durable memory: runs, attempts, events and notices in SQLite.
 
 A transaction that returned is on disk (WAL, `synchronous=FULL`). Writers are serialised: :meth:`Ledger.begin`
 takes the write lock at once, so what a transaction reads cannot change before it writes.
@@ -24,6 +24,7 @@ from orchestrator.domain.states import OPEN_STATES, Phase, Reason, RunState
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import RunSpec, Variant
 from orchestrator.store import queued, tables
+from orchestrator.store.notices import Notices
 from orchestrator.store.sweep_book import SweepBook
 
 __all__ = ["OPEN_STATES", "Ledger", "Transaction"]
@@ -37,6 +38,7 @@ class Ledger:
         self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
         event.listen(self._engine, "connect", _configure)
         self._lock = threading.RLock()
+        self._joined: list[Watch] = []
         self._watchers: list[Watch] = []
         _migrate(self._engine)
 
@@ -44,6 +46,12 @@ class Ledger:
         """Call this after every commit that changed runs or attempts, in the order of commits."""
         with self._lock:
             self._watchers.append(watch)
+
+    def join(self, hook: Watch) -> None:
+        """Call this at the end of every transaction that changed runs or attempts, before its commit: what it
+        writes is committed with the rest, or not at all."""
+        with self._lock:
+            self._joined.append(hook)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -56,6 +64,9 @@ class Ledger:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             transaction = Transaction(connection)
             yield transaction
+            if transaction.changed:
+                for hook in self._joined:
+                    hook(transaction)
             connection.commit()
             if transaction.changed:
                 for watch in self._watchers:
@@ -80,6 +91,7 @@ class Transaction:
         self.runs_changed: dict[str, RunRecord] = {}
         self.attempts_changed: dict[tuple[str, int], AttemptRecord] = {}
         self.sweeps = SweepBook(connection)
+        self.notices = Notices(connection)
 
     @property
     def changed(self) -> bool:

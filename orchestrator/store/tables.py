@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 metadata = MetaData()
 
@@ -94,6 +107,34 @@ limits = Table(
     Column("kind", String(16), primary_key=True),
     Column("name", String(63), primary_key=True),
     Column("most", Integer, nullable=False),
+)
+
+notices = Table(
+    "notices",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("kind", String(16), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("key", String(200), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("experiment", String(63), nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("spread", Boolean, nullable=False, server_default="0"),
+    UniqueConstraint("kind", "subject", "key"),
+    Index("notices_by_spread", "spread", "id"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("notice", Integer, ForeignKey("notices.id"), primary_key=True),
+    Column("target", String(63), primary_key=True),
+    Column("tries", Integer, nullable=False),
+    Column("due", String(40), nullable=False),
+    Column("error", Text, nullable=False),
+    Index("deliveries_by_due", "due"),
 )
 
 sweeps = Table(

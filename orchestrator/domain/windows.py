@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache, reduce
+from itertools import takewhile
 
 from orchestrator.domain.times import DAY, Cron, at_minute
 from orchestrator.spec.hours import EVERY_DAY, parse_days, parse_hours, parse_time, show_days, show_time, zone
@@ -22,10 +23,10 @@ Span = tuple[datetime, datetime]
 
 FAR = datetime(9999, 1, 1, tzinfo=UTC)
 """The close of what never closes."""
-HORIZON = timedelta(days=9 * 366)
-"""What does not happen within nine years never does."""
-ENDLESS = timedelta(days=400)
-"""What stays open for longer never closes."""
+_YEAR = timedelta(days=400)
+"""What stays open for longer never closes. What opens by days of the week does so within this, or never."""
+_LEAP = timedelta(days=9 * 366)
+"""What opens by cron does so within this, or never: 29 February comes after eight years at most."""
 _EDGE = timedelta(seconds=1)
 _LONGEST = timedelta(days=3)
 """No opening of :func:`from_cron` is longer, not even across a date that a country left out."""
@@ -182,7 +183,7 @@ def openings(window: Window | None, begin: datetime, end: datetime) -> list[Span
     if window is None:
         return [(begin, end)] if begin < end else []
     found = []
-    for opened, closed in _spans(window, begin):
+    for opened, closed in _spans(window, begin, end):
         if opened >= end:
             break
         found.append((opened, min(closed, end)))
@@ -198,33 +199,29 @@ def _near(window: Window, instant: datetime) -> tuple[Span, ...]:
 def _of_day(window: Window, day: date) -> tuple[Span, ...]:
     start = datetime(day.year, day.month, day.day, tzinfo=UTC)
     found: list[Span] = []
+    horizon = start + min(FAR - start, _LEAP if _by_cron(window) else _YEAR)
     # A second earlier, so that what begins at midnight is told from what goes on.
-    for span in _spans(window, start - _EDGE):
+    for span in _spans(window, start - _EDGE, horizon):
         found.append(span)
         if span[0] >= start + DAY:
             break
     return tuple(found)
 
 
-def _spans(window: Daily | AtFires | Window, start: datetime) -> Iterator[Span]:
-    """What of [start, horizon) it is open: in order, apart from each other; lazily."""
+def _spans(window: Daily | AtFires | Window, start: datetime, horizon: datetime) -> Iterator[Span]:
+    """What of [start, horizon) it is open: in order, apart from each other, lazily. Ends may be later."""
     if not isinstance(window, Window):
-        return _joined(_until(_horizon(start), window.openings(start)), start)
-    parts = [_spans(part, start) for part in window.parts]
+        return _joined(takewhile(lambda span: span[0] < horizon, window.openings(start)), start)
+    parts = [_spans(part, start, horizon) for part in window.parts]
     if window.mix is Mix.OUTSIDE:
-        return _gaps(parts[0], start)
+        return _gaps(parts[0], start, horizon)
     return _joined(heapq.merge(*parts), start) if window.mix is Mix.EITHER else reduce(_common, parts)
 
 
-def _horizon(start: datetime) -> datetime:
-    return min(start + HORIZON, FAR) if start < FAR - HORIZON else FAR
-
-
-def _until(end: datetime, spans: Iterator[Span]) -> Iterator[Span]:
-    for span in spans:
-        if span[0] >= end:
-            return
-        yield span
+def _by_cron(window: Daily | AtFires | Window) -> bool:
+    if isinstance(window, Window):
+        return any(_by_cron(part) for part in window.parts)
+    return isinstance(window, AtFires)
 
 
 def _joined(spans: Iterable[Span], start: datetime) -> Iterator[Span]:
@@ -233,7 +230,7 @@ def _joined(spans: Iterable[Span], start: datetime) -> Iterator[Span]:
     for begin, end in spans:
         if last is not None and begin <= last[1]:
             last = last[0], max(last[1], end)
-            if last[1] - last[0] > ENDLESS:
+            if last[1] - last[0] > _YEAR:
                 yield last[0], FAR
                 return
             continue
@@ -244,13 +241,13 @@ def _joined(spans: Iterable[Span], start: datetime) -> Iterator[Span]:
         yield last
 
 
-def _gaps(spans: Iterator[Span], start: datetime) -> Iterator[Span]:
+def _gaps(spans: Iterator[Span], start: datetime, horizon: datetime) -> Iterator[Span]:
     free = start
     for begin, end in spans:
         if begin > free:
             yield free, begin
         free = end
-    if free < _horizon(start):
+    if free < horizon:
         yield free, FAR
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.domain.admission import GRACE_S
 from orchestrator.domain.limits import describe
 from orchestrator.domain.states import Reason
 from orchestrator.spec.models import RunSpec, Variant
@@ -41,6 +42,8 @@ class AgentJob(BaseModel):
     """How long it may run, from its start; counted on, while the machine sleeps."""
     limit: Reason = Reason.TIME_LIMIT
     """Which of the run's limits that is."""
+    window_grace_s: float = GRACE_S
+    """Time to save where that is the end of its hours."""
     gpu_ids: tuple[int, ...] = ()
     """GPUs that the program may see, as indices into the node's own list."""
     gpu_total: int | None = None

@@ -35,6 +35,8 @@ class Triggers:
     fences: list[Callable[[], str | None]] = field(default_factory=list)
     limit: tuple[Reason, str] = (Reason.TIME_LIMIT, "the run has reached its longest duration")
     """Which limit that is, and in words."""
+    limit_grace_s: float = GRACE_S
+    """Time to save then."""
     terminated: bool = False
     """SIGTERM has come to the agent."""
     waking: Waking | None = None
@@ -65,7 +67,7 @@ class Triggers:
 
     def _find_local(self) -> Stop | None:
         if self.deadline is not None and self.clock.boottime() >= self.deadline:
-            return Stop(*self.limit, GRACE_S)
+            return Stop(*self.limit, self.limit_grace_s)
         if self.terminated:
             return Stop(Reason.SHUTDOWN, "the agent was asked to end", GRACE_S)
         if not self.orphaned and not self.watched.alive():

@@ -41,6 +41,7 @@ class Beats:
         clock: Clock,
         wake: Callable[[], None],
         share: Callable[[AttemptRecord], float] = lambda attempt: 1.0,
+        window_grace_s: float = GRACE_S,
     ) -> None:
         self._ledger = ledger
         self._spool = spool
@@ -51,6 +52,7 @@ class Beats:
         self._clock = clock
         self._wake = wake
         self._share = share
+        self._graces = {Reason.CANCELLED: CANCEL_GRACE_S, Reason.WINDOW: window_grace_s}
         self._log_lock = threading.Lock()
 
     def take(self, run_id: str, number: int, beat: Beat) -> BeatReply:
@@ -138,7 +140,7 @@ class Beats:
 
     def _answer(self, run: RunRecord, attempt: AttemptRecord, log_size: int) -> BeatReply:
         reply = BeatReply(log_offset=log_size, mlflow_run_id=self._spool.mlflow_run_id(run.id))
-        stop, grace = run.stop, CANCEL_GRACE_S if run.stop == Reason.CANCELLED else GRACE_S
+        stop, grace = run.stop, self._graces.get(run.stop, GRACE_S) if run.stop else GRACE_S
         if attempt.members:
             lost = gang.stop_grace(attempt, self._clock.now())
             if lost is not None:

@@ -25,9 +25,11 @@ from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.service import Service
 from orchestrator.control.shares import gpu_share
 from orchestrator.control.sight import Sight
+from orchestrator.control.tariffs import TariffBook
 from orchestrator.control.tracking import Tracking
 from orchestrator.control.views import Views
 from orchestrator.domain.records import AttemptRecord
+from orchestrator.spec.tariff import TariffSpec
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_store, store_id
 from orchestrator.store.spool import Spool
@@ -52,7 +54,15 @@ class Controller:
         self.health = NodeHealth(self.ledger, clock)
         self.estimates = Estimates(self.ledger, self.live, clock)
         book = NodeBook(Drains(config.home.drains_file, clock), clock)
-        self.board = Board(self.ledger, self.live, clock, self.estimates.remaining)
+        self.tariffs = TariffBook(config.home.tariff_file)
+        self.board = Board(
+            self.ledger,
+            self.live,
+            clock,
+            self.estimates.remaining,
+            self.tariffs.tariff,
+            config.window_grace_s,
+        )
         self.watcher = FleetWatcher(
             gateway, self.wake, lambda node: self.health.told(book.told(node)), lambda: self.board.idle
         )
@@ -95,6 +105,7 @@ class Controller:
             self._clock,
             self.wake,
             self._share,
+            self.config.window_grace_s,
         )
 
     def _service(self, files: RunFiles, tracking: Tracking) -> Service:
@@ -127,6 +138,8 @@ class Controller:
             self.scheduling,
             sight,
             Deadlines(self.ledger, self.outcomes, self._clock),
+            self.board,
+            self.tariffs.tariff,
             self._clock,
         )
 
@@ -155,6 +168,12 @@ class Controller:
         """Start nothing new and order every attempt to save; the number of attempts that have not ended."""
         self.scheduling.draining = True
         return self.service.shut_down()
+
+    def set_tariff(self, spec: TariffSpec | None) -> None:
+        """Put another tariff in place of the present one; None: none."""
+        self.tariffs.set(spec)
+        self.board.tariff_changed()
+        self.wake()
 
     def wake(self) -> None:
         """Something changed: let the loop look now."""

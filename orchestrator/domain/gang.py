@@ -25,7 +25,7 @@ _ORDERED = frozenset(
     {
         *(Reason.COMPLETED, Reason.MOVED, Reason.CANCELLED, Reason.SHUTDOWN, Reason.FENCED),
         *(Reason.PREEMPTED, Reason.UPGRADED, Reason.DRAINED, Reason.OWNER),
-        *(Reason.TIME_LIMIT, Reason.DEADLINE, Reason.GPU_HOURS),
+        *(Reason.TIME_LIMIT, Reason.DEADLINE, Reason.GPU_HOURS, Reason.WINDOW),
     }
 )
 """Reasons that hold for the attempt as a whole, whichever rank says so."""

@@ -47,6 +47,7 @@ def parse_spec(text: str, file_name: str = "spec", overrides: Items[str] = ()) -
         raise SpecError([*problems, _not_a_spec(root, file_name)])
     for override in overrides:
         problems += apply_override(root, override)
+    _write_out_window(root)
     try:
         spec = RunSpec.model_validate(python_value(root, spec_shape()))
     except ValidationError as error:
@@ -55,6 +56,18 @@ def parse_spec(text: str, file_name: str = "spec", overrides: Items[str] = ()) -
     if problems:
         raise SpecError(_in_order(problems, file_name))
     return spec
+
+
+def _write_out_window(root: Mapping) -> None:
+    """Give the short forms of `window` the form of the long one, so that mistakes have their places."""
+    node = root.values.get("window")
+    if node is None or (isinstance(node, Scalar) and node.value is None):
+        return
+    items: list[Node] = node.items if isinstance(node, Sequence) else [node]
+    for number, item in enumerate(items):
+        if isinstance(item, Scalar):
+            items[number] = Mapping(item.mark, {"hours": item}, {"hours": item.mark})
+    root.values["window"] = Sequence(node.mark, items)
 
 
 def _in_order(problems: list[Problem], file_name: str) -> list[Problem]:

@@ -14,6 +14,8 @@
                          there; they are native code: whoever can write to the store can run code on it
 ``ORCH_UPGRADE_REST``    seconds that an attempt stays where it began before it may be moved to a better
                          placement; of the controller, 60 when unset
+``ORCH_WINDOW_GRACE``    seconds before the end of a run's window at which it is told to save; nothing starts
+                         in the last two times as many; of the controller, 60 when unset
 ``ORCH_PIN_CPUS``        ``0`` on a node that lets programs run on any processor; otherwise each keeps to as
                          many as it was granted, which no other run has
 ``ORCH_CPU_WATTS``       of a node: watts of a busy processor, where energy cannot be measured; 5 when unset
@@ -109,6 +111,11 @@ class Home:
     def ledger_file(self) -> Path:
         """SQLite ledger."""
         return self.controller / "ledger.db"
+
+    @property
+    def tariff_file(self) -> Path:
+        """What electricity costs."""
+        return self.controller / "tariff.json"
 
     @property
     def drains_file(self) -> Path:

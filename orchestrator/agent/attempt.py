@@ -34,7 +34,7 @@ from orchestrator.agent.program import Program, build_command
 from orchestrator.agent.rank import Crew, Discarding
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.saver import Saver
-from orchestrator.agent.triggers import Triggers
+from orchestrator.agent.triggers import GRACE_S, Triggers
 from orchestrator.agent.verdict import Ending, Stop, judge, judge_opening
 from orchestrator.agent.waking import Waking
 from orchestrator.agent.workdir import WorkDir, prune
@@ -144,6 +144,7 @@ class Attempt:
             limit=self._job.first_limit,
             at_rung=self._passed_rung,
             spent=self._spent,
+            limit_grace_s=self._job.window_grace_s if self._job.limit is Reason.WINDOW else GRACE_S,
         )
 
     def _passed_rung(self) -> bool:

@@ -39,6 +39,8 @@ class Triggers:
     """Whether the program has reached the step at which its sweep compares it."""
     spent: Callable[[], str | None] = lambda: None
     """Why the run may use no more energy, or None."""
+    limit_grace_s: float = GRACE_S
+    """Time to save then."""
     terminated: bool = False
     """SIGTERM has come to the agent."""
     waking: Waking | None = None
@@ -69,7 +71,7 @@ class Triggers:
 
     def _find_local(self) -> Stop | None:
         if self.deadline is not None and self.clock.boottime() >= self.deadline:
-            return Stop(*self.limit, GRACE_S)
+            return Stop(*self.limit, self.limit_grace_s)
         if self.at_rung():
             return Stop(Reason.RUNG, CONSEQUENCES[Reason.RUNG].text, GRACE_S)
         if (why := self.spent()) is not None:

@@ -44,6 +44,7 @@ class Beats:
         clock: Clock,
         wake: Callable[[], None],
         share: Callable[[AttemptRecord], float] = lambda attempt: 1.0,
+        window_grace_s: float = GRACE_S,
     ) -> None:
         self._ledger = ledger
         self._spool = spool
@@ -55,6 +56,7 @@ class Beats:
         self._clock = clock
         self._wake = wake
         self._share = share
+        self._graces = {**dict.fromkeys(ENDING, CANCEL_GRACE_S), Reason.WINDOW: window_grace_s}
         self._log_lock = threading.Lock()
 
     def take(self, run_id: str, number: int, beat: Beat) -> BeatReply:
@@ -144,7 +146,7 @@ class Beats:
 
     def _answer(self, run: RunRecord, attempt: AttemptRecord, log_size: int) -> BeatReply:
         reply = BeatReply(log_offset=log_size, mlflow_run_id=self._spool.mlflow_run_id(run.id))
-        stop, grace = run.stop, CANCEL_GRACE_S if run.stop in ENDING else GRACE_S
+        stop, grace = run.stop, self._graces.get(run.stop, GRACE_S) if run.stop else GRACE_S
         if stop is None and self._energy.spent(run, attempt):
             stop = Reason.ENERGY
         if attempt.members:

@@ -25,6 +25,7 @@ from orchestrator.control.nodebook import Drains, NodeBook
 from orchestrator.control.notifier import Notifier
 from orchestrator.control.origin import resolve_origin
 from orchestrator.control.outcomes import Outcomes
+from orchestrator.control.pages import pages
 from orchestrator.control.probes import Probes
 from orchestrator.control.sampling import Search
 from orchestrator.control.scheduling import Scheduling
@@ -36,16 +37,18 @@ from orchestrator.control.sweep_round import SweepRound
 from orchestrator.control.sweep_tracking import SweepTracking
 from orchestrator.control.sweep_views import SweepViews
 from orchestrator.control.sweeps import Sweeps
+from orchestrator.control.tariffs import TariffBook
 from orchestrator.control.telling import Telling
 from orchestrator.control.tracking import Tracking
 from orchestrator.control.views import Views
 from orchestrator.control.wording import Wording
 from orchestrator.domain.notice import NoticeKind
 from orchestrator.domain.records import AttemptRecord, RunRecord
-from orchestrator.domain.spending import Prices
+from orchestrator.domain.sweeps import SweepRecord
 from orchestrator.notify import texts
 from orchestrator.notify.sending import Sender
 from orchestrator.notify.targets import TargetFile
+from orchestrator.spec.tariff import TariffSpec
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_store, store_id
 from orchestrator.store.spool import Spool
@@ -70,12 +73,20 @@ class Controller:
         self.health = NodeHealth(self.ledger, clock)
         self.estimates = Estimates(self.ledger, self.live, clock)
         book = NodeBook(Drains(config.home.drains_file, clock), clock)
-        self.board = Board(self.ledger, self.live, clock, self.estimates.remaining)
+        self.tariffs = TariffBook(config.home.tariff_file)
+        self.board = Board(
+            self.ledger,
+            self.live,
+            clock,
+            self.estimates.remaining,
+            self.tariffs.tariff,
+            config.window_grace_s,
+        )
         self.watcher = FleetWatcher(
             gateway, self.wake, lambda node: self.health.told(book.told(node)), lambda: self.board.idle
         )
         self.scheduling = Scheduling(self.board, self.ledger, self.estimates, clock, config.upgrade_rest_s)
-        self.energy = EnergyBook(self.ledger, self.spool, self.live, clock, self._prices)
+        self.energy = EnergyBook(self.ledger, self.spool, self.live, clock, self.tariffs.tariff)
         views = Views(
             self.ledger, self.spool, self.live, self.scheduling, self.estimates, self.watcher, self.energy
         )
@@ -96,6 +107,7 @@ class Controller:
         self.wording = Wording(self.ledger, self.spool, config.mlflow_url)
         targets, sender = TargetFile(config.home.notify_file), Sender(clock=clock)
         self.notifier = self._notifier(targets, sender)
+        self.sweep_tracking.listeners.append(self._tell_sweep)
         self.telling = Telling(targets, self.notifier, sender, self.ledger, clock)
         self.shipper = (
             Shipper(self.spool, lambda: MlflowSink(config.mlflow_url)) if config.mlflow_url else None
@@ -127,6 +139,7 @@ class Controller:
             self._clock,
             self.wake,
             self._share,
+            self.config.window_grace_s,
         )
 
     def _service(self, files: RunFiles, tracking: Tracking) -> Service:
@@ -173,6 +186,8 @@ class Controller:
             self.scheduling,
             sight,
             Deadlines(self.ledger, self.outcomes, self._clock),
+            self.board,
+            self.tariffs.tariff,
             self._clock,
         )
 
@@ -197,6 +212,13 @@ class Controller:
         name, experiment = run.spec.name, run.spec.experiment
         about, which = best.subject(best.race_of(run)), best.key(mark)
         self.notifier.tell(NoticeKind.BEST, about, title, body, key=which, name=name, experiment=experiment)
+
+    def _tell_sweep(self, sweep: SweepRecord) -> None:
+        view = self.sweep_views.sweep(sweep)
+        title, body = texts.sweep(view, pages(self.spool, self.config.mlflow_url, sweep.id))
+        name, experiment = sweep.spec.name, sweep.spec.base.experiment
+        key = sweep.ended_at.isoformat() if sweep.ended_at else ""
+        self.notifier.tell(NoticeKind.SWEEP, sweep.id, title, body, key=key, name=name, experiment=experiment)
 
     def start(self) -> None:
         """Begin to watch, decide and ship."""
@@ -228,6 +250,12 @@ class Controller:
         self.scheduling.draining = True
         return self.service.shut_down()
 
+    def set_tariff(self, spec: TariffSpec | None) -> None:
+        """Put another tariff in place of the present one; None: none."""
+        self.tariffs.set(spec)
+        self.board.tariff_changed()
+        self.wake()
+
     def wake(self) -> None:
         """Something changed: let the loop look now."""
         self.loop.wake()
@@ -235,10 +263,6 @@ class Controller:
     def _attempt_ended(self, attempt: AttemptRecord) -> None:
         self.health.ended(attempt)
         self.estimates.ended(attempt)
-
-    def _prices(self) -> Prices | None:
-        """What energy costs now; None while no tariff is set."""
-        return None
 
     def _share(self, attempt: AttemptRecord) -> float:
         return gpu_share(self.watcher.fleet, attempt)

@@ -1,9 +1,9 @@
-"""How long an attempt may run, and what it may use: the longest duration, the deadline, the GPU-hours and the
-energy of its run. Pure.
+"""How long an attempt may run, and what it may use: longest duration, deadline, GPU-hours, energy and hours
+(window) of its run. Pure.
 
-The first three become seconds when the attempt is launched, by the controller's clock alone; the node counts
-them down on a clock that goes on while it sleeps. So a node whose wall clock is wrong keeps every limit.
-Energy is counted by the node as well; of a gang the controller adds up what the ranks have used.
+All but the energy become seconds when the attempt is launched, by the controller's clock alone; the node
+counts them down on a clock that goes on while it sleeps. So a node whose wall clock is wrong keeps every
+limit. Energy is counted by the node as well; of a gang the controller adds up what the ranks have used.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from orchestrator.domain.admission import GRACE_S, Hours
 from orchestrator.domain.energy import KWH_J
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import Reason
@@ -28,10 +29,18 @@ class Limit:
     """From now; 0 where it has been met."""
 
 
-def first_limit(run: RunRecord, variant: Variant, now: datetime, share: float = 1.0) -> Limit | None:
+def first_limit(
+    run: RunRecord,
+    variant: Variant,
+    now: datetime,
+    share: float = 1.0,
+    hours: Hours | None = None,
+    grace_s: float = GRACE_S,
+) -> Limit | None:
     """What will end an attempt of this variant that begins now; None where nothing limits it.
 
-    `share` is the part of a GPU's memory that the variant's `gpu_memory` is.
+    `share` is the part of a GPU's memory that the variant's `gpu_memory` is; `hours` those of the run, which
+    has `grace_s` to save before they end.
     """
     spec, found = run.spec, []
     if spec.max_duration is not None:
@@ -41,10 +50,21 @@ def first_limit(run: RunRecord, variant: Variant, now: datetime, share: float = 
     rate = gpu_rate(variant, share)
     if spec.gpu_hours is not None and rate > 0:
         found.append(Limit(Reason.GPU_HOURS, (spec.gpu_hours * HOUR_S - run.gpu_seconds_used) / rate))
+    if hours is not None and (left := _left_of(hours, now)) is not None:
+        found.append(Limit(Reason.WINDOW, left - grace_s))
     if not found:
         return None
     first = min(found, key=lambda limit: limit.seconds)
     return Limit(first.reason, max(0.0, first.seconds))
+
+
+def _left_of(hours: Hours, now: datetime) -> float | None:
+    """Seconds until the hours end, 0 outside of them; None where they never end."""
+    at = now.timestamp()
+    if not hours.open_at(at):
+        return 0.0
+    closes = hours.closes(at)
+    return None if closes is None else closes - at
 
 
 def exhausted(run: RunRecord, now: datetime) -> Reason | None:
@@ -95,4 +115,6 @@ def describe(spec: RunSpec, reason: Reason) -> str:
         return f"it has used up its {spec.kwh:g} kWh (kwh)"
     if reason is Reason.TIME_LIMIT and spec.max_duration is not None:
         return f"it has run for its longest duration of {spec.max_duration:g} s (max_duration)"
+    if reason is Reason.WINDOW:
+        return "the hours in which it may run end"
     return "it has met a limit"

@@ -8,6 +8,7 @@ from datetime import datetime
 from orchestrator.domain.energy import EnergySource
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.spec.models import RunSpec, Variant
+from orchestrator.spec.window import WindowRule
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class QueuedRun:
     max_duration: float | None
     start: str
     wait: float
+    window: tuple[WindowRule, ...] | None
+    max_price: float | None
     placement: tuple[Variant, ...]
     """Without the trainer's settings."""
 

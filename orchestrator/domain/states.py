@@ -75,6 +75,7 @@ class Reason(StrEnum):
     DEADLINE = "deadline"
     GPU_HOURS = "gpu-hours"
     ENERGY = "energy"
+    WINDOW = "window"
     STORE_FULL = "store-full"
     STORE_FAILED = "store-failed"
 
@@ -127,6 +128,7 @@ CONSEQUENCES: dict[Reason, Consequence] = {
     Reason.DEADLINE: Consequence(Then.FAIL, "its deadline has passed"),
     Reason.GPU_HOURS: Consequence(Then.FAIL, "it has used up its GPU-hours"),
     Reason.ENERGY: Consequence(Then.FAIL, "it has used up its energy"),
+    Reason.WINDOW: Consequence(Then.QUEUE, "saved, because the hours in which it may run end"),
     Reason.STORE_FULL: Consequence(Then.RETRY, "the checkpoint store is full"),
     Reason.STORE_FAILED: Consequence(Then.RETRY, "the checkpoint store failed"),
 }

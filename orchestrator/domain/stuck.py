@@ -39,4 +39,6 @@ def could_start(waiting: Waiting, now: float) -> bool:
     its own choice. `now` is Unix time."""
     if waiting.held or (waiting.not_before is not None and waiting.not_before > now):
         return False
+    if waiting.hours is not None and not waiting.hours.admits(now):
+        return False
     return not (waiting.shape.best and now < waiting.since + waiting.shape.wait)

@@ -11,6 +11,7 @@ from orchestrator.domain import gang
 from orchestrator.domain.notice import Notice, NoticeKind
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import RunState
+from orchestrator.messages import SweepView
 
 Words = tuple[str, str]
 """Title and body."""
@@ -82,6 +83,23 @@ def best(run: RunRecord, at: tuple[int, float], before: tuple[str, float], links
     title = f"{who}: {run.spec.checkpoint.metric} {value(at[1])}, the best of {run.spec.experiment} so far"
     lines = [f"at step {at[0]}; before that {value(before[1])} by {before[0]}"]
     return title, "\n".join([*lines, *link_lines(links)])
+
+
+def sweep(view: SweepView, links: Mapping[str, str]) -> Words:
+    """A sweep has come to its end."""
+    title = f"{called(view.name, view.experiment)}: sweep {view.state.value}"
+    lines = [view.message]
+    if view.best_value is not None:
+        title += f", best {view.metric} {value(view.best_value)}"
+        chosen = ", ".join(f"{key.rsplit('.', 1)[-1]} {_said(one)}" for key, one in view.best_params.items())
+        lines.append(f"trial {view.best_trial}: {chosen}")
+    counts = ", ".join(f"{count} {state.value}" for state, count in view.counts.items() if count)
+    lines += [f"trials: {counts}" if counts else "", f"report: orch report {view.id}"]
+    return title, "\n".join([*filter(None, lines), *link_lines(links)])
+
+
+def _said(one: object) -> str:
+    return value(one) if isinstance(one, float) else str(one)
 
 
 def digest(notices: Sequence[Notice]) -> Words:

@@ -20,6 +20,7 @@ from orchestrator.cli import (
     nodes,
     owner,
     queue,
+    report,
     runs,
     spec,
     views,
@@ -61,7 +62,21 @@ def _root(
     pass
 
 
-for topic in (runs, queue, views, checkpoints, insight, cluster, nodes, machines, owner, garbage, demo, spec):
+for topic in (
+    runs,
+    queue,
+    views,
+    checkpoints,
+    insight,
+    report,
+    cluster,
+    nodes,
+    machines,
+    owner,
+    garbage,
+    demo,
+    spec,
+):
     topic.register(app)
 
 

@@ -38,7 +38,7 @@ def sweep_curves(report: Report) -> list[Figure]:
         return []
     best = [place for place in places if place == report.best]
     others = [place for place in places if place != report.best]
-    next_ones, rest = others[: CLEAR - 1], chosen(others[CLEAR - 1 :], FAINT_CURVES)
+    next_ones, rest = others[: CLEAR - 1], others[CLEAR - 1 :]
 
     def traces(x: Abscissa) -> list[Trace]:
         return [
@@ -116,11 +116,13 @@ def time_unit(seconds: float) -> tuple[str, float]:
     return ("min", 60.0) if seconds < 3 * 3600 else ("h", 3600.0)
 
 
-def chosen(places: Sequence[int], most: int) -> list[int]:
-    """At most `most` of them, evenly spread."""
-    if len(places) <= most:
-        return list(places)
-    return [places[n * len(places) // most] for n in range(most)]
+def to_draw(report: Report) -> list[int]:
+    """Places of the trials whose curves are worth their room: the best ones, and others from all ranks."""
+    places = ranked(report)
+    clear, rest = places[:CLEAR], places[CLEAR:]
+    if len(rest) > FAINT_CURVES:
+        rest = [rest[n * len(rest) // FAINT_CURVES] for n in range(FAINT_CURVES)]
+    return clear + rest
 
 
 def _line(

@@ -68,7 +68,8 @@ def by_importance(report: Report) -> list[Axis]:
 def slices(report: Report) -> list[Figure]:
     """The objective by each parameter."""
     entries = [entry for entry in report.entries if entry.value is not None and entry.state not in BROKEN]
-    within = _robust([entry.value for entry in entries if entry.value is not None], report.minimize)
+    values = [entry.value for entry in entries if entry.value is not None]
+    within = (_robust(values, report.minimize) or _padded(min(values), max(values))) if values else (0, 1)
     return [
         _slice(report, one, entries, within, number)
         for number, one in enumerate(by_importance(report)[:MOST_SLICES])
@@ -77,7 +78,7 @@ def slices(report: Report) -> list[Figure]:
 
 
 def _slice(
-    report: Report, one: Axis, entries: Sequence[Entry], within: tuple[float, float] | None, number: int
+    report: Report, one: Axis, entries: Sequence[Entry], within: tuple[float, float], number: int
 ) -> Figure:
     having = [entry for entry in entries if one.path in entry.params]
     best = report.entries[report.best] if report.best is not None else None
@@ -91,7 +92,7 @@ def _slice(
         mark = {"color": BEST, "size": 11, "line": {"color": PAPER, "width": 1.5}}
         traces.append(_dots("best", [best], one, mark))
     x = axis(one.name, **_scale(one, having))
-    y = axis(report.metric, range=list(within)) if within else axis(report.metric)
+    y = axis(report.metric, range=list(within))
     plot = layout(x, y, showlegend=False, margin={"l": 56, "r": 10, "t": 8, "b": 44})
     return Figure(f"slice-{number}", f"{report.metric} by {one.name}", traces, plot, 240)
 
@@ -122,6 +123,11 @@ def _scale(one: Axis, entries: Sequence[Entry]) -> dict[str, Any]:
         return {"nticks": 6}
     ticks = _log_ticks(min(values), max(values), most=6)
     return {"type": "log", "tickvals": ticks, "ticktext": [setting(tick) for tick in ticks]}
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    margin = 0.06 * (high - low) or 0.1
+    return low - margin, high + margin
 
 
 def _robust(values: Sequence[float], minimize: bool) -> tuple[float, float] | None:
@@ -207,17 +213,17 @@ def _dimension(one: Axis, entries: Sequence[Entry]) -> _Dimension:
 
 def _linear(name: str, values: list[float], span: tuple[float, float]) -> _Dimension:
     ticks = _ticks(*span, whole=all(value == int(value) for value in values))
-    return _Dimension(name, values, span, ticks, [f"{tick:.6g}" for tick in ticks])
+    return _Dimension(name, values, (ticks[0], ticks[-1]), ticks, [f"{tick:.6g}" for tick in ticks])
 
 
 def _ticks(low: float, high: float, *, whole: bool) -> list[float]:
-    """Four to eight round numbers from `low` to `high`."""
+    """About four to ten round numbers, the first at or below `low` and the last at or above `high`."""
     rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next((power * n for n in (5, 2, 1) if power * n <= rough), power)
     step = max(1.0, step) if whole else step
-    first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
-    return [rounded(n * step) for n in range(first, last + 1)] or [rounded(low), rounded(high)]
+    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
+    return [rounded(n * step) for n in range(first, last + 1)]
 
 
 def _wide(low: float, high: float) -> tuple[float, float]:

@@ -161,8 +161,9 @@ def _differences(report: Report) -> Section | None:
 def _curves(report: Report) -> Section | None:
     if report.sweep is not None:
         figures = sweep_curves(report)
-        drawn = sum(report.metric in entry.curves for entry in report.entries)
-        note = _curve_note(drawn)
+        note = _curve_note(
+            sum(report.metric in entry.curves for entry in report.entries), len(report.entries)
+        )
     else:
         found = [run_curves(report, metric, n) for n, metric in enumerate(report.metrics)]
         figures, note = [figure for pair in found for figure in pair], _ZOOM
@@ -174,12 +175,11 @@ def _curves(report: Report) -> Section | None:
 _ZOOM = "Drag to look closer, double-click to see everything."
 
 
-def _curve_note(drawn: int) -> str:
+def _curve_note(drawn: int, trials: int) -> str:
     if drawn <= CLEAR:
         return _ZOOM
-    rest = drawn - CLEAR
-    shown = f"The {CLEAR} best are drawn each for itself, the other {rest:,} faint"
-    return f"{shown}{f' ({FAINT_CURVES} of them)' if rest > FAINT_CURVES else ''}. {_ZOOM}"
+    some = f" of the other {trials - CLEAR:,}" if trials > CLEAR + FAINT_CURVES else ""
+    return f"The {CLEAR} best are drawn each for itself, {drawn - CLEAR:,}{some or ' others'} faint. {_ZOOM}"
 
 
 def _pairs(figures: Sequence[Figure]) -> Html:

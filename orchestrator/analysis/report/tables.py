@@ -29,6 +29,8 @@ class Column:
     sort: Callable[[int], float | str | None] | None = None
     """None where the reader cannot sort by it."""
     right: bool = False
+    wraps: bool = False
+    """Text that may take several lines."""
 
 
 def table(columns: Sequence[Column], rows: Sequence[int], marked: int | None = None) -> Html:
@@ -56,7 +58,7 @@ def _row(columns: Sequence[Column], row: int, marked: bool, late: bool) -> Html:
 
 def _cell(column: Column, row: int) -> Html:
     by = column.sort(row) if column.sort is not None else None
-    kind = "right" if column.right else None
+    kind = "right" if column.right else "text" if column.wraps else None
     return el("td", column.cell(row), class_=kind, data_sort=None if by is None else str(by))
 
 
@@ -70,22 +72,30 @@ def leaderboard(report: Report) -> Html:
     trials = report.sweep is not None
     columns = [
         Column("#", lambda p: str(rank[p]), lambda p: rank[p], right=True),
-        Column("trial" if trials else "run", lambda p: _name(entries[p]), lambda p: _name_key(entries[p])),
+        Column(
+            "trial" if trials else "run",
+            lambda p: _marked(entries[p], p == report.best and len(entries) > 1),
+            lambda p: _name_key(entries[p]),
+        ),
         *_params(report),
     ]
     if any(entry.mean is not None for entry in entries):
         columns.append(_measure("mean", lambda p: entries[p].mean))
     columns.append(_measure(report.metric, lambda p: entries[p].value))
     columns += [
+        Column("state", lambda p: _state(entries[p]), lambda p: entries[p].state),
         Column("steps", lambda p: words.count(entries[p].step), lambda p: entries[p].step, right=True),
         Column("machines", lambda p: _machines(entries[p]), lambda p: _machines(entries[p])),
         Column(
             "time", lambda p: words.duration(entries[p].seconds), lambda p: entries[p].seconds, right=True
         ),
         *_energy(report, lambda p: entries[p].energy_kwh, lambda p: entries[p].cost, range(len(entries))),
-        Column("state", lambda p: _state(entries[p], p == report.best), lambda p: entries[p].state),
     ]
     return table(columns, order, report.best if len(entries) > 1 else None)
+
+
+def _marked(entry: Entry, best: bool) -> Html:
+    return join(_name(entry), el("span", "best", class_="badge") if best else None)
 
 
 def _name(entry: Entry) -> Child:
@@ -135,14 +145,14 @@ def _energy(
 
 
 def _machines(entry: Entry) -> str:
-    nodes = dict.fromkeys(one.node for one in entry.attempts if one.started_at is not None)
-    return ", ".join(nodes) or words.NOTHING
+    nodes = list(dict.fromkeys(one.node for one in entry.attempts if one.started_at is not None))
+    more = f" +{len(nodes) - 2}" if len(nodes) > 2 else ""
+    return ", ".join(nodes[:2]) + more or words.NOTHING
 
 
-def _state(entry: Entry, best: bool) -> Html:
+def _state(entry: Entry) -> Html:
     known = {"complete": "good", "succeeded": "good", "failed": "bad", "pruned": "early"}
-    mark = el("span", class_=f"dot {known.get(entry.state, 'other')}")
-    return join(mark, entry.state, el("span", "best", class_="badge") if best else None)
+    return join(el("span", class_=f"dot {known.get(entry.state, 'other')}"), entry.state)
 
 
 # ------------------------------------------------------------------ runs side by side
@@ -152,7 +162,7 @@ def differences(rows: Sequence[Row], names: Sequence[str]) -> Html:
     """Settings or results of runs, one column for each run."""
 
     def column(side: int, name: str) -> Column:
-        return Column(name, lambda row: words.setting(rows[row].values[side]), right=True)
+        return Column(name, lambda row: words.setting(rows[row].values[side]), wraps=True)
 
     first = Column("", lambda row: rows[row].key)
     return table([first, *(column(side, name) for side, name in enumerate(names))], range(len(rows)))
@@ -224,7 +234,7 @@ def failure_table(report: Report, found: Sequence[tuple[Entry, AttemptView]]) ->
         Column("trial" if report.sweep else "run", lambda row: _name(some[row][0])),
         Column("attempt", lambda row: str(some[row][1].number), right=True),
         Column("machine", lambda row: some[row][1].node, lambda row: some[row][1].node),
-        Column("what", told),
+        Column("what", told, wraps=True),
         Column("its output", lambda row: command(f"orch logs {_ref(some[row])}")),
     ]
     return table(columns, range(len(some)))

@@ -27,7 +27,8 @@ def _of_sweep(report: Report) -> str:
     if report.best is None:
         return f"No trial has a value of {report.metric} yet. {_census(report)}"
     best = report.entries[report.best]
-    at = f" at step {count(best.step)}" if best.step is not None else ""
+    measured = _best(report, best)
+    at = f" at step {count(measured[0])}" if measured else ""
     found = f"{best.label.capitalize()} is best: {report.metric} {measure(best.score)}{at}"
     return f"{found}{_with(report, best)}.{_against_others(report, best)} {_census(report)}"
 
@@ -47,8 +48,9 @@ def _against_others(report: Report, best: Entry) -> str:
     if len(scores) < 3 or best.score is None:
         return ""
     middle = median(scores)
-    share = f" ({abs(middle - best.score) / abs(middle):.1%})" if middle else ""
-    return f" That is {measure(abs(middle - best.score))}{share} better than the median of the {len(scores)} that finished."
+    gain = abs(middle - best.score)
+    share = f" ({gain / abs(middle):.1%})" if middle else ""
+    return f" That is {measure(gain)}{share} better than the median of the {len(scores)} that finished."
 
 
 def _census(report: Report) -> str:
@@ -101,4 +103,5 @@ def _others(report: Report, best: Entry) -> Sequence[str]:
 
 def _best(report: Report, entry: Entry) -> tuple[int, float] | None:
     curve = entry.curves.get(report.metric)
-    return best_of(curve, report.minimize) if curve is not None else None
+    how = report.sweep.spec.objective.value if report.sweep is not None else "best"
+    return best_of(curve, report.minimize, how) if curve is not None else None

@@ -34,7 +34,7 @@ def setting(value: Any) -> str:
 
 
 def column_setting(value: Any) -> str:
-    """A value of a parameter in a column of such: numbers that are not whole in three digits, zeros included."""
+    """A value of a parameter in a column of such: fractions in three digits, zeros included."""
     return f"{value:#.3g}" if isinstance(value, float) else setting(value)
 
 

@@ -23,6 +23,7 @@ from orchestrator.cli import (
     report,
     runs,
     spec,
+    sweeps,
     views,
 )
 
@@ -64,6 +65,7 @@ def _root(
 
 for topic in (
     runs,
+    sweeps,
     queue,
     views,
     checkpoints,

@@ -19,7 +19,7 @@ from orchestrator.contract import SAMPLE_FILE
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.views import Views
 from orchestrator.domain.sweeps import TrialRecord
-from orchestrator.errors import NotFoundError, StoreError
+from orchestrator.errors import NotFoundError, SetupError, StoreError
 from orchestrator.messages import AttemptView, CheckpointView, RunDetail, SweepDetail, TrialView
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.store.ledger import Ledger
@@ -105,7 +105,7 @@ class Reporting:
             best=places.get(view.best_trial) if view.best_trial is not None else None,
             axes=axes(spec.space),
             metrics=(view.metric,),
-            importance=self._ask.importance(records, spec),
+            importance=self._importance(records, spec),
             sweep=detail,
             links=detail.links,
             currency=view.use.currency or "",
@@ -113,6 +113,13 @@ class Reporting:
         )
         report = self._with_curves(report)
         return replace(report, kept=self._kept(report))
+
+    def _importance(self, trials: Sequence[TrialRecord], spec: SweepSpec) -> Mapping[str, float]:
+        try:
+            return self._ask.importance(trials, spec)
+        except SetupError as error:
+            log.warning("the importance of parameters is left out of a report: %s", error)
+            return {}
 
     def _trial(self, trial: TrialView, mean: float | None) -> Entry:
         return Entry(

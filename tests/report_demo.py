@@ -105,7 +105,7 @@ def sweep_report(trials: int = 30, seed: int = 1, points: int = STEPS // EVERY) 
             "trainer.batch_size": 0.05,
             "trainer.ngrams": 0.02,
         },
-        kept=Kept(place, checkpoint(best), SAMPLE),
+        kept=Kept(checkpoint(best), SAMPLE),
         sweep=sweep_detail(entries, best),
         links={
             "run": "http://127.0.0.1:5000/#/experiments/1/runs/0af3?workflowType=machine_learning",

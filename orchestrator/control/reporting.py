@@ -222,7 +222,7 @@ class Reporting:
         run_id = report.entries[report.best].run_id
         sample = self._files.artifact(run_id, SAMPLE_FILE)
         text = sample.decode("utf-8", "replace") if sample is not None else ""
-        return Kept(report.best, self._best_checkpoint(run_id, report), text)
+        return Kept(self._best_checkpoint(run_id, report), text)
 
     def _best_checkpoint(self, run_id: str, report: Report) -> CheckpointView | None:
         """The best by the objective of those whose data is kept; the newest where none tells it."""

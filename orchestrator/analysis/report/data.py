@@ -76,10 +76,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Kept:
-    """The best checkpoint, and what its model writes."""
+    """What is kept of the best entry: its best checkpoint, and what its model has written."""
 
-    entry: int
-    """Place of its run among the entries."""
     checkpoint: CheckpointView | None
     """None where there is none any more, or the store did not answer."""
     sample: str = ""

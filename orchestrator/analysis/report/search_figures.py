@@ -163,7 +163,7 @@ def parallel(report: Report) -> list[Figure]:
     low, high = _robust(values, report.minimize) or (min(values), max(values))
     clipped = [min(max(value, low), high) for value in values]
     dimensions = [_dimension(one, entries) for one in by_importance(report)[:MOST_AXES]]
-    dimensions.append(_linear(report.metric, clipped, (low, high)))
+    dimensions.append(_linear(report.metric, clipped, _wide(low, high)))
     # By rank: the best in its colour, the others the fainter the worse they are.
     order = sorted(range(len(entries)), key=lambda n: values[n] if report.minimize else -values[n])
     rank = {n: place for place, n in enumerate(order)}
@@ -227,8 +227,9 @@ def _ticks(low: float, high: float, *, whole: bool) -> list[float]:
 
 
 def _wide(low: float, high: float) -> tuple[float, float]:
-    """A range that is one."""
-    return (low, high) if high > low else (low - abs(low) * 0.1 - 1e-9, high + abs(high) * 0.1 + 1e-9)
+    """A range that is one, with ends that differ in what :func:`rounded` leaves of them."""
+    most = max(abs(low), abs(high))
+    return (low, high) if high - low > 1e-4 * most else (low - 0.1 * (most or 1), high + 0.1 * (most or 1))
 
 
 def _choices(one: Axis, raw: Sequence[Any]) -> _Dimension:

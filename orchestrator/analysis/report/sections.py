@@ -233,9 +233,9 @@ def _failures(report: Report) -> Section | None:
 
 def _best(report: Report) -> Section | None:
     kept = report.kept
-    if kept is None or (kept.checkpoint is None and not kept.sample):
+    if report.best is None or kept is None or (kept.checkpoint is None and not kept.sample):
         return None
-    entry = report.entries[kept.entry]
+    entry = report.entries[report.best]
     body: list[Child] = []
     if kept.checkpoint is not None:
         body += _checkpoint(entry.label, kept.checkpoint, report)

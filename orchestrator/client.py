@@ -62,6 +62,8 @@ NOTIFY_TIMEOUT_S = 120.0
 """Longest wait for services that notifications go to."""
 GARBAGE_TIMEOUT_S = 1800.0
 """Longest wait for a whole store to be looked through."""
+REPORT_TIMEOUT_S = 300.0
+"""Longest wait for a report to be made."""
 MOST_RUNS = 10_000
 """Largest number of runs that the controller lists at once."""
 POLL_S = 1.0
@@ -284,6 +286,11 @@ class Client:
         """MLflow's pages that show these runs side by side, by name."""
         answer = self._request("GET", "/v1/links", {"ref": list(refs)})
         return self._read(dict[str, str], answer.content)
+
+    def report(self, refs: Sequence[str]) -> str:
+        """One HTML page about a sweep, or about one or more runs. Can take a minute for a large sweep."""
+        query = {"ref": list(refs)}
+        return self._request("GET", "/v1/report", query, timeout_s=REPORT_TIMEOUT_S).text
 
     # ------------------------------------------------------------------ sweeps
 

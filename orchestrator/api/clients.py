@@ -6,6 +6,7 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.api.agents import controller
@@ -202,6 +203,12 @@ async def logs(
 def compare_links(request: Request, ref: Annotated[list[str], Query()]) -> dict[str, str]:
     """MLflow's pages that show these runs side by side."""
     return controller(request).service.compare_links(ref)
+
+
+@router.get("/report", response_class=HTMLResponse)
+def report(request: Request, ref: Annotated[list[str], Query(min_length=1, max_length=50)]) -> HTMLResponse:
+    """One page about a sweep, or about one or more runs."""
+    return HTMLResponse(controller(request).reporting.page(ref))
 
 
 @router.get("/nodes")

@@ -27,7 +27,8 @@ from orchestrator.control.origin import resolve_origin
 from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.pages import pages
 from orchestrator.control.probes import Probes
-from orchestrator.control.sampling import Search
+from orchestrator.control.reporting import Reporting, Sources
+from orchestrator.control.sampling import Search, importance
 from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.service import Service
 from orchestrator.control.shares import gpu_share
@@ -103,6 +104,7 @@ class Controller:
         )
         self.sweeps = self._sweeps()
         self.sweep_views = SweepViews(self.ledger, self.spool, views, clock, config.mlflow_url)
+        self.reporting = self._reporting(files, views)
         self.loop = self._loop()
         self.wording = Wording(self.ledger, self.spool, config.mlflow_url)
         targets, sender = TargetFile(config.home.notify_file), Sender(clock=clock)
@@ -171,6 +173,23 @@ class Controller:
             lambda: self.scheduling.draining,
         )
         return Sweeps(self.ledger, rounds, self.sweep_tracking, self._clock)
+
+    def _reporting(self, files: RunFiles, views: Views) -> Reporting:
+        return Reporting(
+            self.ledger,
+            self.spool,
+            files,
+            views,
+            Sources(
+                run=self.service.detail,
+                sweep=self.sweep_views.detail,
+                checkpoints=self.keeping.checkpoints,
+                compare_links=self.service.compare_links,
+                importance=importance,
+            ),
+            self._clock,
+            tracked=bool(self.config.mlflow_url),
+        )
 
     def _loop(self) -> Loop:
         rooms = self.scheduling.rooms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.cluster.gateway import Gateway
@@ -109,7 +110,8 @@ class Controller:
         self.wording = Wording(self.ledger, self.spool, config.mlflow_url)
         targets, sender = TargetFile(config.home.notify_file), Sender(clock=clock)
         self.notifier = self._notifier(targets, sender)
-        self.sweep_tracking.listeners.append(self._tell_sweep)
+        self._reports = ThreadPoolExecutor(1, thread_name_prefix="report")
+        self.sweep_tracking.listeners += [self._tell_sweep, self._keep_report]
         self.telling = Telling(targets, self.notifier, sender, self.ledger, clock)
         self.shipper = (
             Shipper(self.spool, lambda: MlflowSink(config.mlflow_url)) if config.mlflow_url else None
@@ -239,6 +241,17 @@ class Controller:
         key = sweep.ended_at.isoformat() if sweep.ended_at else ""
         self.notifier.tell(NoticeKind.SWEEP, sweep.id, title, body, key=key, name=name, experiment=experiment)
 
+    def _keep_report(self, sweep: SweepRecord) -> None:
+        """Have the sweep's page made beside everything else: it takes a moment."""
+        self._reports.submit(self._store_report, sweep.id)
+
+    def _store_report(self, sweep_id: str) -> None:
+        try:
+            self.reporting.store(sweep_id)
+        except Exception:
+            # The edge of a thread: a page that cannot be made must be heard of.
+            log.exception("the report of sweep %s could not be made", sweep_id)
+
     def start(self) -> None:
         """Begin to watch, decide and ship."""
         self.watcher.start()
@@ -257,6 +270,7 @@ class Controller:
         self.probes.close()
         self.keeping.stop()
         self.notifier.stop()
+        self._reports.shutdown(wait=True)
         self.watcher.stop()
         if self.shipper:
             self.shipper.stop()

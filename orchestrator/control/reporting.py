@@ -140,7 +140,7 @@ class Reporting:
 
     def _attempts(self, run_id: str) -> tuple[AttemptView, ...]:
         with self._ledger.read() as ledger:
-            return tuple(self._views.attempts(ledger.attempts(run_id)))
+            return tuple(self._views.attempts(ledger.run(run_id), ledger.attempts(run_id)))
 
     def _with_curves(self, report: Report) -> Report:
         """With the objective's curves of the trials that are drawn."""

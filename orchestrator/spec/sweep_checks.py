@@ -23,7 +23,7 @@ MAX_GRID: Final = 100_000
 """Most points of a grid."""
 MAX_NAME: Final = 56
 """A trial's name is its sweep's with a dash and a number of at most six digits, and is a name itself."""
-_OURS: Final = ("name", "experiment")
+OURS: Final = ("name", "experiment")
 
 Errors = Iterator[InitErrorDetails]
 
@@ -99,7 +99,7 @@ def _wrong_in_name(sweep: SweepSpec) -> Errors:
 
 def _wrong_in_targets(sweep: SweepSpec) -> Errors:
     for path in sweep.space:
-        if path in _OURS:
+        if path in OURS:
             yield mistake(("space", path, "[key]"), f"`{path}` is the same for all trials of a sweep", path)
         elif sweep.repeat > 1 and path.split(".")[-2:] == ["trainer", "seed"]:
             yield mistake(

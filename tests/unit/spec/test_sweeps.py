@@ -70,11 +70,11 @@ def test_thirteen_mistakes_give_thirteen_problems_with_their_places() -> None:
         "did you mean `learning_rate`?",
         "s.yaml:13:3: space.trainer.batch_size: expected one of choice, int and float, got choice and int",
         "s.yaml:14:32: space.trainer.dropout.float.1: expected a number from 0 to below 1, got 1.0",
-        "s.yaml:15:40: space.trainer.warmup_steps.log: a logarithmic scale needs values above 0, but the "
+        "s.yaml:15:44: space.trainer.warmup_steps.log: a logarithmic scale needs values above 0, but the "
         "range begins at 0",
         "s.yaml:16:3: space.trainer: expected a single setting, such as trainer.dataset, got a mapping with "
         "keys such as dataset, vocab_size, n_layer, n_head, ...",
-        "s.yaml:17:16: sampler.kind: expected grid, random, tpe, cmaes or gp, got 'bayes'",
+        "s.yaml:17:17: sampler.kind: expected grid, random, tpe, cmaes or gp, got 'bayes'",
         "s.yaml:18:10: pruner.first: unknown key; did you mean `first_steps`?",
         "s.yaml:19:1: budgt: unknown key; did you mean `budget`?",
     ]

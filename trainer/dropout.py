@@ -46,7 +46,7 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
 
 
 def stored(x: Tensor) -> Tensor:
-    """x; a CPU's compiler keeps it in memory then, and does not compute it again for each number made of it."""
+    """x, which a CPU's compiler then keeps in memory instead of computing it wherever it is used."""
     return x.as_strided(x.shape, x.stride()) if x.device.type == "cpu" else x
 
 

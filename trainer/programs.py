@@ -49,8 +49,8 @@ class Part:
 def gradient_program(
     model: LanguageModel, layout: Layout, config: TrainerConfig, part: Part, dtype: torch.dtype, kernels: Any
 ) -> Program:
-    """``(weights (P,), tokens (n,), starts (m,) int64, noise (3,) int32, keep (1,), *out)``, which returns this
-    part's share of the loss.
+    """``(weights (P,), tokens (n,), starts (m,) int64, noise (3,) int32, keep (1,), *out)``, which returns
+    this part's share of the loss.
 
     `out` is :func:`destinations` of a row (P + TAIL,). The row becomes its share of the gradient of the whole
     batch's mean loss, and of that loss. With `part.adds` it is added to the row where `keep` is 1, and

@@ -23,6 +23,7 @@ from orchestrator.domain.states import OPEN_STATES, Phase, Reason, RunState
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import RunSpec, Variant
 from orchestrator.store import queued, tables
+from orchestrator.store.schedule_book import ScheduleBook
 from orchestrator.store.sweep_book import SweepBook
 
 __all__ = ["OPEN_STATES", "Ledger", "Transaction"]
@@ -79,6 +80,7 @@ class Transaction:
         self.runs_changed: dict[str, RunRecord] = {}
         self.attempts_changed: dict[tuple[str, int], AttemptRecord] = {}
         self.sweeps = SweepBook(connection)
+        self.schedules = ScheduleBook(connection)
 
     @property
     def changed(self) -> bool:

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 metadata = MetaData()
 
@@ -129,4 +142,49 @@ trials = Table(
     Column("created_at", String(40), nullable=False),
     Column("ended_at", String(40)),
     Index("trials_by_state", "sweep_id", "state"),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(16), nullable=False, unique=True),
+    Column("key", String(200), nullable=False, unique=True),
+    Column("name", String(63), nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("user", String(100), nullable=False),
+    Column("cron", Text),
+    Column("at", String(40)),
+    Column("tz", String(63), nullable=False),
+    Column("overlap", String(16), nullable=False),
+    Column("catch_up", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("cursor", String(40), nullable=False),
+    Column("created_at", String(40), nullable=False),
+    Column("ended_at", String(40)),
+    Index("schedules_by_state", "state", "seq"),
+    Index("schedules_by_name", "name", "seq"),
+)
+
+fires = Table(
+    "fires",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("schedule_id", String(16), ForeignKey("schedules.id"), nullable=False),
+    Column("local", String(100), nullable=False),
+    Column("due", String(40), nullable=False),
+    Column("last", String(40), nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("by_hand", Boolean, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("run_id", String(16), ForeignKey("runs.id")),
+    Column("sweep_id", String(16), ForeignKey("sweeps.id")),
+    Column("decided_at", String(40), nullable=False),
+    UniqueConstraint("schedule_id", "local", name="fires_once"),
+    Index("fires_by_due", "schedule_id", "last"),
+    Index("fires_by_state", "state", "schedule_id", "seq"),
 )

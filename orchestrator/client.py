@@ -25,6 +25,7 @@ from orchestrator.endpoint import endpoint
 from orchestrator.errors import OrchError, Problem, SpecError, UnavailableError, from_kind
 from orchestrator.messages import (
     CheckpointView,
+    ExtendRequest,
     GarbageRequest,
     GarbageView,
     Health,
@@ -39,6 +40,10 @@ from orchestrator.messages import (
     RunView,
     SubmitRequest,
     Submitted,
+    SweepDetail,
+    SweepRequest,
+    SweepSubmitted,
+    SweepView,
     TagRequest,
     WhyView,
 )
@@ -135,20 +140,32 @@ class Client:
     def submit(self, request: SubmitRequest, *, patience_s: float = 30.0) -> Submitted:
         """Have a spec accepted as a run; the same key and spec give the same run.
 
+        See :meth:`submit_sweep` for what happens where the connection breaks.
+        """
+        return self._accepted(Submitted, "/v1/runs", request, "run", patience_s)
+
+    def submit_sweep(self, request: SweepRequest, *, patience_s: float = 30.0) -> SweepSubmitted:
+        """Have a sweep accepted; the same key and spec give the same sweep.
+
         Where the connection breaks before the answer came, the request is sent again with the same key, for
         up to `patience_s`. A controller that is not there at all is reported at once.
         """
+        return self._accepted(SweepSubmitted, "/v1/sweeps", request, "sweep", patience_s)
+
+    def _accepted(
+        self, kind: type[M], path: str, request: SubmitRequest | SweepRequest, what: str, patience_s: float
+    ) -> M:
         begin, unsure = self._clock.monotonic(), False
         while True:
             try:
-                return self._one(Submitted, "POST", "/v1/runs", body=request)
+                return self._one(kind, "POST", path, body=request)
             except UnavailableError as e:
                 unsure = unsure or isinstance(e, _LostAnswerError)
                 if not unsure:
                     raise
                 if self._clock.monotonic() - begin > patience_s:
                     raise UnavailableError(
-                        f"{e.message}; whether it accepted the run is not known",
+                        f"{e.message}; whether it accepted the {what} is not known",
                         remedy=f"submit it again with the key {request.key}: it will not run twice",
                     ) from e
             self._clock.sleep(POLL_S)
@@ -242,6 +259,32 @@ class Client:
         """MLflow's pages that show these runs side by side, by name."""
         answer = self._request("GET", "/v1/links", {"ref": list(refs)})
         return self._read(dict[str, str], answer.content)
+
+    # ------------------------------------------------------------------ sweeps
+
+    def sweeps(self, states: Sequence[str] = (), limit: int = MOST_RUNS) -> list[SweepView]:
+        """Sweeps in one of the states (any where none is given), newest first."""
+        return self._many(SweepView, "/v1/sweeps", {"state": list(states), "limit": limit})
+
+    def sweep(self, ref: str) -> SweepDetail:
+        """Everything about one sweep. `ref`: an id, a unique prefix of one, or a name (its newest sweep)."""
+        return self._one(SweepDetail, "GET", _sweep_path(ref))
+
+    def pause_sweep(self, ref: str) -> SweepView:
+        """No new trials and no promotions until it is resumed; what executes goes on."""
+        return self._one(SweepView, "POST", _sweep_path(ref, "pause"))
+
+    def resume_sweep(self, ref: str) -> SweepView:
+        """Go on with a paused sweep."""
+        return self._one(SweepView, "POST", _sweep_path(ref, "resume"))
+
+    def cancel_sweep(self, ref: str) -> SweepView:
+        """End a sweep and the runs of its trials for good. Durable once this returns."""
+        return self._one(SweepView, "POST", _sweep_path(ref, "cancel"))
+
+    def extend_sweep(self, ref: str, request: ExtendRequest) -> SweepView:
+        """Give a sweep a larger budget; one that has finished goes on."""
+        return self._one(SweepView, "POST", _sweep_path(ref, "extend"), body=request)
 
     # ------------------------------------------------------------------ cluster
 
@@ -425,6 +468,10 @@ class Client:
             problems = self._read(list[Problem], json.dumps(body.details["problems"]))
             return SpecError(problems, remedy=body.remedy)
         return from_kind(body.kind, body.message, body.remedy)
+
+
+def _sweep_path(ref: str, part: str = "") -> str:
+    return f"/v1/sweeps/{quote(ref, safe='')}" + (f"/{part}" if part else "")
 
 
 def _run_path(ref: str, *rest: str) -> str:

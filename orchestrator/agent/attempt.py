@@ -38,7 +38,7 @@ from orchestrator.agent.verdict import Ending, Stop, judge, judge_opening
 from orchestrator.agent.waking import Waking
 from orchestrator.agent.workdir import WorkDir, prune
 from orchestrator.clock import SYSTEM, Clock
-from orchestrator.domain.states import Phase, Reason
+from orchestrator.domain.states import ENDING, Phase, Reason
 from orchestrator.errors import StoreFullError
 from orchestrator.messages import Beat, Outcome
 from orchestrator.store.cache import NO_CACHE
@@ -49,7 +49,7 @@ POLL_S = 0.2
 POLL_AT_START_S = 0.02
 _START_S = 10.0
 """How long the program is watched closely after its start."""
-_DECISIVE = frozenset({Reason.CANCELLED, Reason.FENCED})
+_DECISIVE = ENDING | {Reason.FENCED}
 """They count even where they come after the program has ended."""
 LEFTOVER_GRACE_S = 5.0
 """Time for what a program has left running when it ended by itself."""
@@ -134,7 +134,18 @@ class Attempt:
             fences=[lambda: self._reporter.fenced],
             waking=self._waking,
             limit=self._job.first_limit,
+            at_rung=self._passed_rung,
         )
+
+    def _passed_rung(self) -> bool:
+        """Whether a program that does not end at its rung by itself has come there.
+
+        The built-in trainer does, at that very step, and needs to be left alone.
+        """
+        pause_at, step = self._job.pause_at, self._reporter.last_step
+        if pause_at is None or step is None or self._job.spec.command is None:
+            return False
+        return step >= pause_at
 
     def _notify(self) -> None:
         self._wake.put(None)
@@ -364,7 +375,14 @@ class Attempt:
             disk_full=self._disk_full_at_end,
             unsaved=self._saver.unsaved,
             ranks=self._job.world,
+            at_rung=self._at_rung(),
         )
+
+    def _at_rung(self) -> bool:
+        """Whether what has been saved is the step at which the sweep compares. Ranks above 0 save nothing."""
+        assert self._saver is not None
+        pause_at, step = self._job.pause_at, self._saver.last_step
+        return pause_at is not None and (self._job.rank > 0 or (step is not None and step >= pause_at))
 
     def _finish(self, outcome: Outcome) -> None:
         """Deliver everything, the outcome last, and leave only evidence."""

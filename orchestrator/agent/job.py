@@ -41,6 +41,8 @@ class AgentJob(BaseModel):
     """How long it may run, from its start; counted on, while the machine sleeps."""
     limit: Reason = Reason.TIME_LIMIT
     """Which of the run's limits that is."""
+    pause_at: int | None = None
+    """Step at which it saves and ends, for its sweep to compare it with others."""
     gpu_ids: tuple[int, ...] = ()
     """GPUs that the program may see, as indices into the node's own list."""
     gpu_total: int | None = None

@@ -15,7 +15,7 @@ from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.tracking import Tracking
 from orchestrator.domain import gang
 from orchestrator.domain.records import AttemptRecord, RunRecord
-from orchestrator.domain.states import Phase, Reason, RunState
+from orchestrator.domain.states import ENDING, Phase, Reason, RunState
 from orchestrator.domain.transitions import reach
 from orchestrator.errors import NotFoundError
 from orchestrator.messages import Beat, BeatReply, CheckpointNote, Order
@@ -133,12 +133,12 @@ class Beats:
             self._wake()
         reason = attempt.reason if attempt.ended and attempt.reason else Reason.FENCED
         if run.state == RunState.CANCELLED and run.attempt == attempt.number:
-            reason = Reason.CANCELLED
+            reason = run.reason if run.reason in ENDING else Reason.CANCELLED
         return BeatReply(order=Order.STOP, reason=reason, grace_s=5.0, log_offset=log_size)
 
     def _answer(self, run: RunRecord, attempt: AttemptRecord, log_size: int) -> BeatReply:
         reply = BeatReply(log_offset=log_size, mlflow_run_id=self._spool.mlflow_run_id(run.id))
-        stop, grace = run.stop, CANCEL_GRACE_S if run.stop == Reason.CANCELLED else GRACE_S
+        stop, grace = run.stop, CANCEL_GRACE_S if run.stop in ENDING else GRACE_S
         if attempt.members:
             lost = gang.stop_grace(attempt, self._clock.now())
             if lost is not None:

@@ -239,6 +239,11 @@ def _left(max_duration: float | None, used: float) -> float | None:
     return None if max_duration is None else max(0.0, max_duration - used)
 
 
+def _target(run: RunRecord) -> int | None:
+    steps = (run.pause_at, run.spec.trainer.max_steps if run.spec.trainer else None)
+    return min((step for step in steps if step is not None), default=None)
+
+
 def _open(run: RunRecord) -> _Open:
     spec = run.spec
     return _Open(
@@ -250,7 +255,7 @@ def _open(run: RunRecord) -> _Open:
         shape_of(spec, avoid=run.avoid),
         stopping=run.stop is not None,
         migrates=spec.migrate == "auto" and run.pin_pool is None,
-        target=spec.trainer.max_steps if spec.trainer else None,
+        target=_target(run),
         left=_left(spec.max_duration, run.seconds_used),
         record=run,
     )

@@ -19,12 +19,18 @@ from orchestrator.control.logs import RunFiles
 from orchestrator.control.loop import Loop
 from orchestrator.control.machines import Machines
 from orchestrator.control.nodebook import Drains, NodeBook
+from orchestrator.control.origin import resolve_origin
 from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.probes import Probes
+from orchestrator.control.sampling import Search
 from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.service import Service
 from orchestrator.control.shares import gpu_share
 from orchestrator.control.sight import Sight
+from orchestrator.control.sweep_round import SweepRound
+from orchestrator.control.sweep_tracking import SweepTracking
+from orchestrator.control.sweep_views import SweepViews
+from orchestrator.control.sweeps import Sweeps
 from orchestrator.control.tracking import Tracking
 from orchestrator.control.views import Views
 from orchestrator.domain.records import AttemptRecord
@@ -66,6 +72,11 @@ class Controller:
         self.outcomes = self._outcomes(tracking)
         self.beats = self._beats(files, tracking)
         self.service = self._service(files, tracking)
+        self.sweep_tracking = SweepTracking(
+            self.ledger, self.spool, tracking, clock, enabled=bool(config.mlflow_url)
+        )
+        self.sweeps = self._sweeps()
+        self.sweep_views = SweepViews(self.ledger, self.spool, views, clock, config.mlflow_url)
         self.loop = self._loop()
         self.shipper = (
             Shipper(self.spool, lambda: MlflowSink(config.mlflow_url)) if config.mlflow_url else None
@@ -113,6 +124,19 @@ class Controller:
             self.wake,
         )
 
+    def _sweeps(self) -> Sweeps:
+        rounds = SweepRound(
+            self.ledger,
+            self.spool,
+            self._clock,
+            self.sweep_tracking,
+            lambda sweep: Search(sweep.spec),
+            lambda resume_from: resolve_origin(resume_from, self.ledger, self.store),
+            self.wake,
+            lambda: self.scheduling.draining,
+        )
+        return Sweeps(self.ledger, rounds, self.sweep_tracking, self._clock)
+
     def _loop(self) -> Loop:
         rooms = self.scheduling.rooms
         sight = Sight(self.ledger, self.live, self.outcomes, self.probes, self.health, rooms, self._clock)
@@ -134,6 +158,7 @@ class Controller:
         """Begin to watch, decide and ship."""
         self.watcher.start()
         self.loop.start()
+        self.sweeps.start()
         self.keeping.start()
         if self.shipper:
             self.shipper.start()
@@ -141,6 +166,7 @@ class Controller:
 
     def stop(self) -> None:
         """End in order; running attempts go on without us."""
+        self.sweeps.stop()
         self.loop.stop()
         self.probes.close()
         self.keeping.stop()

@@ -184,6 +184,7 @@ class Launching:
             restore_from=origin if has_origin else None,
             seconds_left=limit.seconds if limit is not None else None,
             limit=limit.reason if limit is not None else Reason.TIME_LIMIT,
+            pause_at=run.pause_at,
             gpu_ids=gang.visible_gpus(attempt, rank),
             gpu_total=_gpu_total(node, ranks[rank]),
             rank=rank,

@@ -14,6 +14,7 @@ from orchestrator.clock import Clock
 from orchestrator.contract import DATASET_FILE
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, RunState
+from orchestrator.domain.sweeps import TrialRecord
 from orchestrator.errors import StoreError
 from orchestrator.messages import CheckpointNote
 from orchestrator.spec.models import RunSpec
@@ -67,14 +68,17 @@ class Tracking:
         """The MLflow run, with parameters, tags and the spec as artifacts. Repeating it changes nothing."""
         if not self._enabled:
             return
+        with self._ledger.read() as ledger:
+            trial = ledger.sweeps.trial_of(run.id)
         create = CreateRun(
             name=run.spec.name,
             experiment=run.spec.experiment,
             start_ms=_ms(run.created_at),
             user=run.user,
             source_name="orch submit",
-            tags=_tags(run),
+            tags=_tags(run) | _trial_tags(trial),
             params=parameters(run.spec),
+            parent=trial.sweep_id if trial else None,
             description=describe(_what(run.spec), [], [], run.state.value),
         )
         self._spool.enqueue(run.id, create)
@@ -209,6 +213,12 @@ def _placement(spec: RunSpec) -> list[str]:
 
 def _tags(run: RunRecord) -> dict[str, str]:
     return {"orch.run_id": run.id, "orch.spec_sha256": run.spec_hash, **run.spec.tags}
+
+
+def _trial_tags(trial: TrialRecord | None) -> dict[str, str]:
+    if trial is None:
+        return {}
+    return {"orch.sweep_id": trial.sweep_id, "orch.trial": str(trial.number), "orch.point": str(trial.point)}
 
 
 def _where(attempt: AttemptRecord) -> str:

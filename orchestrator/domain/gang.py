@@ -25,6 +25,7 @@ _ORDERED = frozenset(
     {
         *(Reason.COMPLETED, Reason.MOVED, Reason.CANCELLED, Reason.SHUTDOWN, Reason.FENCED),
         *(Reason.PREEMPTED, Reason.UPGRADED, Reason.DRAINED, Reason.OWNER),
+        *(Reason.PRUNED, Reason.SWEEP_ENDED, Reason.RUNG),
         *(Reason.TIME_LIMIT, Reason.DEADLINE, Reason.GPU_HOURS),
     }
 )

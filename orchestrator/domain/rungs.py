@@ -101,7 +101,7 @@ def decide(
         race = [trial for trial in counted if trial.bracket == bracket]
         for rung in range(bracket, last):
             ranking = _ranking(race, rung, spec.objective.direction)
-            closed = not more_to_come and not _on_the_way(race, rung)
+            closed = not more_to_come and not _on_the_way(race, rung, pruned)
             allowed = max(len(ranking) // spec.pruner.factor, 1 if closed else 0)
             for place, (order, trial) in enumerate(ranking):
                 if trial.state is not TrialState.RUNG or trial.rung != rung:
@@ -137,10 +137,10 @@ def _ranking(
     return sorted(ranking, key=lambda one: one[0])
 
 
-def _on_the_way(race: Iterable[TrialRecord], rung: int) -> bool:
+def _on_the_way(race: Iterable[TrialRecord], rung: int, pruned: Sequence[int]) -> bool:
     """Whether anybody may still come to a rung."""
     return any(
         (trial.state is TrialState.OPEN and trial.rung <= rung)
-        or (trial.state is TrialState.RUNG and trial.rung < rung)
+        or (trial.state is TrialState.RUNG and trial.rung < rung and trial.number not in pruned)
         for trial in race
     )

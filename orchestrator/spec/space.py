@@ -47,7 +47,7 @@ def index_of(parameter: Parameter, value: Any) -> int:
     if parameter.choice is not None:
         return next(index for index, one in enumerate(parameter.choice) if same(one, value))
     low, _ = _range(parameter)
-    return round((value - low) / (parameter.step or 1))
+    return round((float(value) - low) / (parameter.step or 1))
 
 
 def same(one: Any, other: Any) -> bool:

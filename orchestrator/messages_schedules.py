@@ -59,6 +59,12 @@ class ScheduleRequest(_Message):
             raise ValueError("expected a spec or a sweep")
         if (self.cron is None) == (self.at is None):
             raise ValueError("expected one of cron and at")
+        base = self.sweep.base if self.sweep is not None else self.spec
+        assert base is not None
+        if self.cron is not None and base.deadline is not None:
+            raise ValueError("a deadline is one instant, which later fires would be past: use max_duration or a window")
+        if self.until is not None and base.window is not None:
+            raise ValueError("the spec has a window of its own: leave out --until, or the spec's window")
         return self
 
 

@@ -21,6 +21,7 @@ from orchestrator.cli import (
     owner,
     queue,
     runs,
+    schedules,
     spec,
     sweeps,
     views,

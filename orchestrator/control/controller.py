@@ -12,6 +12,7 @@ from orchestrator.control.config import ControllerConfig
 from orchestrator.control.deadlines import Deadlines
 from orchestrator.control.estimates import Estimates
 from orchestrator.control.exclusions import NodeHealth
+from orchestrator.control.firing import Firing
 from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.keeping import Keeping
 from orchestrator.control.live import LiveBoard
@@ -23,6 +24,7 @@ from orchestrator.control.origin import resolve_origin
 from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.probes import Probes
 from orchestrator.control.sampling import Search
+from orchestrator.control.schedules import Schedules
 from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.service import Service
 from orchestrator.control.shares import gpu_share
@@ -76,6 +78,8 @@ class Controller:
             self.ledger, self.spool, tracking, clock, enabled=bool(config.mlflow_url)
         )
         self.sweeps = self._sweeps()
+        self.firing = Firing(self.ledger, self.service, self.sweeps, clock)
+        self.schedules = Schedules(self.ledger, self.firing, clock)
         self.sweep_views = SweepViews(self.ledger, self.spool, views, clock, config.mlflow_url)
         self.loop = self._loop()
         self.shipper = (
@@ -159,6 +163,7 @@ class Controller:
         self.watcher.start()
         self.loop.start()
         self.sweeps.start()
+        self.firing.start()
         self.keeping.start()
         if self.shipper:
             self.shipper.start()
@@ -166,6 +171,7 @@ class Controller:
 
     def stop(self) -> None:
         """End in order; running attempts go on without us."""
+        self.firing.stop()
         self.sweeps.stop()
         self.loop.stop()
         self.probes.close()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from orchestrator.domain.times import Cron
-from orchestrator.domain.windows import Window, from_cron
+from orchestrator.domain.admission import hours_of
+from orchestrator.domain.windows import Window
 from orchestrator.spec.hours import zone
 from orchestrator.spec.models import RunSpec
 from orchestrator.spec.sweep import SweepSpec
@@ -16,8 +16,8 @@ Spec = RunSpec | SweepSpec
 def window_of(spec: Spec) -> Window | None:
     """When what the spec describes may execute; None where nothing limits that."""
     base = spec.base if isinstance(spec, SweepSpec) else spec
-    window = getattr(base, "window", None)
-    return None if window is None else from_cron(Cron.parse(window.cron, window.tz), window.until)
+    hours = hours_of(tuple(base.window), None, None) if base.window else None
+    return hours.window if hours is not None else None
 
 
 def windowed(spec: Spec, cron: str | None, at: datetime | None, until: str, tz: str) -> Spec:

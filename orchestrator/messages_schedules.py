@@ -62,7 +62,9 @@ class ScheduleRequest(_Message):
         base = self.sweep.base if self.sweep is not None else self.spec
         assert base is not None
         if self.cron is not None and base.deadline is not None:
-            raise ValueError("a deadline is one instant, which later fires would be past: use max_duration or a window")
+            raise ValueError(
+                "a deadline is one instant, which later fires would be past: use max_duration or a window"
+            )
         if self.until is not None and base.window is not None:
             raise ValueError("the spec has a window of its own: leave out --until, or the spec's window")
         return self

@@ -66,6 +66,7 @@ def _root(
 for topic in (
     runs,
     sweeps,
+    schedules,
     queue,
     views,
     checkpoints,

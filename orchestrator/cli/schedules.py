@@ -1,4 +1,4 @@
-"""Commands about schedules: `orch schedule add`, `ls`, `show`, `next`, `fires`, `pause`, `resume`, `rm`, `run`."""
+"""Commands about schedules: `orch schedule add`, `ls`, `show`, `next`, `fires`, `pause` and so on."""
 
 from __future__ import annotations
 
@@ -72,12 +72,15 @@ def register(app: typer.Typer) -> None:
 
 def add(
     spec: Annotated[
-        Path, typer.Argument(metavar="SPEC", help="The spec of a run or a sweep, a YAML file.", show_default=False)
+        Path,
+        typer.Argument(metavar="SPEC", help="The spec of a run or a sweep, a YAML file.", show_default=False),
     ],
     cron: Annotated[
         str | None,
         typer.Option(
-            metavar="LINE", help="When: minute, hour, day of the month, month, day of the week.", show_default=False
+            metavar="LINE",
+            help="When: minute, hour, day of the month, month, day of the week.",
+            show_default=False,
         ),
     ] = None,
     at: Annotated[
@@ -94,15 +97,17 @@ def add(
     ] = None,
     tz: Annotated[
         str | None,
-        typer.Option(metavar="ZONE", help="Time zone of all these; this machine's when unset.", show_default=False),
+        typer.Option(
+            metavar="ZONE", help="Time zone of all these; this machine's when unset.", show_default=False
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the schedule, instead of the spec's.")] = None,
     changes: Set = None,
     overlap: Annotated[
         Literal["skip", "queue", "replace"],
         typer.Option(
-            help="Where the work of an earlier fire has not ended: let it go on and create nothing, wait for its "
-            "end, or cancel it first."
+            help="Where the work of an earlier fire has not ended: let it go on and create nothing, wait "
+            "for its end, or cancel it first."
         ),
     ] = "skip",
     catch_up: Annotated[
@@ -113,8 +118,8 @@ def add(
 ) -> None:
     """Have a spec submitted by itself: whenever a cron line fires, or once.
 
-    `--until` makes a window of it, which opens at each fire: the work executes in these hours only. When clocks
-    change, each due time fires once: one that is left out fires at the end of the gap.
+    `--until` makes a window of it, which opens at each fire: the work executes in these hours only. When
+    clocks change, each due time fires once: one that is left out fires at the end of the gap.
 
     - `orch schedule add sweep.yaml --cron "0 22 * * mon-fri" --until 07:00`
     - `orch schedule add nightly.yaml --cron "30 1 * * *" --tz Europe/Paris --overlap replace`
@@ -393,7 +398,12 @@ def _coming_row(one: ComingView) -> list[Cell]:
     local = datetime.fromisoformat(one.local)
     closes = one.closes.astimezone(local.tzinfo).isoformat() if one.closes else None
     utc = one.at.astimezone(UTC)
-    return [one.name, _local(one.local), _local(utc.isoformat()), _local(closes) if closes else render.NOTHING]
+    return [
+        one.name,
+        _local(one.local),
+        _local(utc.isoformat()),
+        _local(closes) if closes else render.NOTHING,
+    ]
 
 
 def _fire_table(found: Sequence[FireView]) -> Cell:

@@ -1,8 +1,8 @@
 """Fires: decides due times when they come, and creates their work.
 
-Deciding is one transaction: the records of due times, and up to when they are decided. A fire that is to create
-work waits in the ledger, is submitted with a key of its own, and is noted as created. After a crash between the
-two the key finds what was submitted, so no fire creates work twice, and none is lost.
+Deciding is one transaction: the records of due times, and up to when they are decided. A fire that is to
+create work waits in the ledger, is submitted with a key of its own, and is noted as created. After a crash
+between the two the key finds what was submitted, so no fire creates work twice, and none is lost.
 """
 
 from __future__ import annotations

@@ -177,9 +177,7 @@ class Schedules:
         now = self._clock.now()
         gone = replace(schedule, state=ScheduleState.REMOVED, message="removed by its user", ended_at=now)
         why = "its schedule was removed"
-        return Ruling(
-            gone, [], [replace(fire, state=FireState.SKIPPED, message=why) for fire in waiting]
-        )
+        return Ruling(gone, [], [replace(fire, state=FireState.SKIPPED, message=why) for fire in waiting])
 
     def _find(self, ref: str) -> ScheduleRecord:
         with self._ledger.read() as ledger:

@@ -21,8 +21,8 @@ def window_of(spec: Spec) -> Window | None:
 
 
 def windowed(spec: Spec, cron: str | None, at: datetime | None, until: str, tz: str) -> Spec:
-    """The spec, executing from each fire until a time of day only; from its one fire, and from the same time of
-    every day after it where it has not ended by then."""
+    """The spec, executing from each fire until a time of day only. One that fires once executes from the same
+    time on, on every day after it, until it has ended."""
     if cron is None:
         assert at is not None
         local = at.astimezone(zone(tz))

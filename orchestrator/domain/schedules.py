@@ -1,7 +1,7 @@
 """When a schedule creates work, and what becomes of each due time. Pure.
 
-A due time is decided once: what names it is the schedule and the local time. Whatever a clock does and whenever
-the controller is there, a due time that has a record gets no second one.
+A due time is decided once: what names it is the schedule and the local time. Whatever a clock does and
+whenever the controller is there, a due time that has a record gets no second one.
 """
 
 from __future__ import annotations

@@ -167,7 +167,9 @@ class ScheduleBook:
 
 
 def _unknown(ref: str) -> NotFoundError:
-    return NotFoundError(f"no schedule is called {ref}", remedy="`orch schedule ls --all` lists every schedule")
+    return NotFoundError(
+        f"no schedule is called {ref}", remedy="`orch schedule ls --all` lists every schedule"
+    )
 
 
 def _schedule_values(schedule: ScheduleRecord) -> dict[str, Any]:

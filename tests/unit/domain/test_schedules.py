@@ -56,9 +56,7 @@ def schedule(cron: str | None = "0 22 * * *", **values: object) -> ScheduleRecor
     return ScheduleRecord(**{**defaults, **values})  # type: ignore[arg-type]
 
 
-def ruled(
-    one: ScheduleRecord, now: datetime, waiting: Sequence[FireRecord] = (), busy: str = ""
-) -> Ruling:
+def ruled(one: ScheduleRecord, now: datetime, waiting: Sequence[FireRecord] = (), busy: str = "") -> Ruling:
     return decide(one, now, [], waiting, busy)
 
 
@@ -139,7 +137,9 @@ def test_busy_skips_queues_or_replaces() -> None:
 
 def test_a_fire_that_waits_is_earlier_work_too() -> None:
     due = datetime(2026, 3, 3, 21, 0, tzinfo=UTC)
-    waits = FireRecord("sched234", "2026-03-02T22:00+01:00", due - DAY, due - DAY, FireState.WAITING, NOW, seq=5)
+    waits = FireRecord(
+        "sched234", "2026-03-02T22:00+01:00", due - DAY, due - DAY, FireState.WAITING, NOW, seq=5
+    )
     one = schedule(cursor=due - DAY)
     assert ruled(one, due, [waits]).fires[0].state is FireState.SKIPPED
     replacing = ruled(replace(one, overlap=Overlap.REPLACE), due, [waits])

@@ -34,6 +34,10 @@ from orchestrator.messages import (
     LogPage,
     MoveRequest,
     NodeView,
+    NotifyRequest,
+    NotifySent,
+    NotifyTest,
+    NotifyView,
     PlanView,
     PointView,
     RunDetail,
@@ -62,8 +66,12 @@ T = TypeVar("T")
 
 TIMEOUT_S = 30.0
 """Longest wait for an answer."""
+NOTIFY_TIMEOUT_S = 120.0
+"""Longest wait for services that notifications go to."""
 GARBAGE_TIMEOUT_S = 1800.0
 """Longest wait for a whole store to be looked through."""
+REPORT_TIMEOUT_S = 300.0
+"""Longest wait for a report to be made."""
 MOST_RUNS = 10_000
 """Largest number of runs that the controller lists at once."""
 POLL_S = 1.0
@@ -229,6 +237,25 @@ class Client:
         """Set a limit, or take it away."""
         return self._one(LimitsView, "PUT", "/v1/limits", body=request)
 
+    def notify_targets(self) -> list[NotifyView]:
+        """Who is told of what happens, with addresses masked."""
+        return self._many(NotifyView, "/v1/notify")
+
+    def add_notify(self, request: NotifyRequest) -> NotifyView:
+        """Tell somebody from now on. SpecError where the address is not understood."""
+        answer = self._request("POST", "/v1/notify", body=request, timeout_s=NOTIFY_TIMEOUT_S)
+        return self._read(NotifyView, answer.content)
+
+    def remove_notify(self, name: str) -> NotifyView:
+        """Tell somebody nothing any more."""
+        return self._one(NotifyView, "DELETE", f"/v1/notify/{quote(name, safe='')}")
+
+    def test_notify(self, names: Sequence[str] = ()) -> list[NotifySent]:
+        """Send a message to these targets, all where none is named, and say what came of it."""
+        body = NotifyTest(names=list(names))
+        answer = self._request("POST", "/v1/notify/test", body=body, timeout_s=NOTIFY_TIMEOUT_S)
+        return self._read(list[NotifySent], answer.content)
+
     def checkpoints(self, ref: str) -> list[CheckpointView]:
         """Committed checkpoints of a run."""
         return self._many(CheckpointView, _run_path(ref, "checkpoints"))
@@ -267,6 +294,11 @@ class Client:
         """MLflow's pages that show these runs side by side, by name."""
         answer = self._request("GET", "/v1/links", {"ref": list(refs)})
         return self._read(dict[str, str], answer.content)
+
+    def report(self, refs: Sequence[str]) -> str:
+        """One HTML page about a sweep, or about one or more runs. Can take a minute for a large sweep."""
+        query = {"ref": list(refs)}
+        return self._request("GET", "/v1/report", query, timeout_s=REPORT_TIMEOUT_S).text
 
     # ------------------------------------------------------------------ sweeps
 

@@ -67,6 +67,8 @@ GPU_CONTEXT: Final = 512 << 20
 
 DATASET_FILE: Final = "dataset.json"
 """Optional artifact: ``{"name": …, "digest": …, "profile": {…}}`` of the data that the program trains on."""
+SAMPLE_FILE: Final = "sample.txt"
+"""Optional artifact: text that the trained model has written."""
 STEP_PREFIX: Final = "step-"
 MARK_FILE: Final = "checkpoint.json"
 """Optional file in a checkpoint directory: ``{"step": 2000, "metrics": {"val/loss": 1.9}, "versions":

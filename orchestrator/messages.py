@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.domain.energy import EnergySource
+from orchestrator.domain.notice import USUAL, NoticeKind
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.domain.sweeps import SweepState, TrialState
 from orchestrator.spec.models import RunSpec, Variant
@@ -85,6 +87,12 @@ class RunView(_Message):
     """Seconds that it still has to train; for one that waits, once it has a place like those of before."""
     transfer: Transfer | None = None
     """A checkpoint that has been under way for more than a moment."""
+    energy_kwh: float | None = None
+    """What all attempts have used so far; None where none has said."""
+    energy_source: EnergySource | None = None
+    cost: float | None = None
+    """Of that energy, as far as there was a tariff."""
+    currency: str | None = None
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -108,6 +116,10 @@ class AttemptView(_Message):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     timings: dict[str, float] = Field(default_factory=dict)
+    energy_kwh: float | None = None
+    """What all ranks have used so far."""
+    energy_source: EnergySource | None = None
+    cost: float | None = None
 
 
 class EventView(_Message):
@@ -304,6 +316,53 @@ class LimitsView(_Message):
     experiments: dict[str, int] = Field(default_factory=dict)
 
 
+class NotifyRequest(_Message):
+    """Tell somebody of what happens. The address is a secret."""
+
+    name: str = Field(default="", max_length=63)
+    """Empty: after the service."""
+    url: str | None = Field(default=None, max_length=4000, repr=False)
+    """As Apprise writes it; this or `url_env`."""
+    url_env: str | None = Field(default=None, max_length=200)
+    """Variable of the controller's environment that has it."""
+    on: list[NoticeKind] = Field(default_factory=lambda: list(USUAL), min_length=1)
+    runs: list[str] = Field(default_factory=list)
+    """Only runs with such names, as in `lr-*`."""
+    experiments: list[str] = Field(default_factory=list)
+
+
+class NotifyView(_Message):
+    """One target of notifications."""
+
+    name: str
+    shown: str
+    """Its address without what is secret about it."""
+    on: list[NoticeKind]
+    runs: list[str] = Field(default_factory=list)
+    experiments: list[str] = Field(default_factory=list)
+    waiting: int = 0
+    """Notifications that have not arrived yet."""
+    error: str = ""
+    """Why not."""
+
+
+class NotifyTest(_Message):
+    """Which targets to try; all where none is named."""
+
+    names: list[str] = Field(default_factory=list)
+
+
+class NotifySent(_Message):
+    """What came of trying a target."""
+
+    name: str
+    shown: str
+    arrived: bool
+    text: str = ""
+    """Why it did not arrive."""
+    seconds: float
+
+
 class PointView(_Message):
     """One measurement."""
 
@@ -420,6 +479,13 @@ class Rendezvous(_Message):
     """They begin from the plain directory that the job names."""
 
 
+class EnergyNote(_Message):
+    """What one rank of an attempt has used since it began."""
+
+    joules: float = Field(ge=0, allow_inf_nan=False)
+    source: EnergySource
+
+
 class Beat(_Message):
     """What an agent says about once a second. Repeating one changes nothing."""
 
@@ -440,6 +506,8 @@ class Beat(_Message):
     timings: dict[str, float] = Field(default_factory=dict)
     """Seconds of each part of the start, by name."""
     transfer: Transfer | None = None
+    energy: EnergyNote | None = None
+    """None before it is known."""
     rendezvous: Rendezvous | None = None
     """Of rank 0 of a gang, once it has claimed the run and restored."""
     outcome: Outcome | None = None

@@ -8,6 +8,7 @@ from datetime import datetime
 from itertools import pairwise
 
 from orchestrator.domain.windows import Window, both, daily, either, open_at, openings, outside
+from orchestrator.spec.tariff import TariffSpec
 
 HOUR_S = 3600.0
 
@@ -86,3 +87,9 @@ class Tariff:
 
 def _without(window: Window, others: list[Window]) -> Window:
     return both([window, outside(either(others))]) if others else window
+
+
+def tariff_of(spec: TariffSpec) -> Tariff:
+    """The tariff that a file describes."""
+    bands = ((band.hours, band.days, band.price) for band in spec.bands)
+    return Tariff.of(bands, spec.default, spec.currency, spec.tz)

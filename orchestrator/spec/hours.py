@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -13,6 +16,8 @@ DAY_MINUTES: Final = 24 * 60
 TIME_PATTERN: Final = r"(?:[01]?[0-9]|2[0-3]):[0-5][0-9]"
 HOURS_PATTERN: Final = rf"{TIME_PATTERN} *- *(?:{TIME_PATTERN}|24:00)"
 
+_ZONE_LINK: Final = Path("/etc/localtime")
+_ZONE_NAME: Final = Path("/etc/timezone")
 _DAY_WORDS: Final = "days such as mon-fri or [mon, wed], of mon, tue, wed, thu, fri, sat and sun"
 
 
@@ -86,3 +91,30 @@ def show_days(days: frozenset[int]) -> str:
         names = [DAYS[(begin + more) % 7] for more in range(length)]
         parts.append(f"{names[0]}-{names[-1]}" if length > 2 else ", ".join(names))
     return ", ".join(parts)
+
+
+def local_zone() -> str | None:
+    """The name of this machine's time zone: TZ, else what the system says. None where it cannot be told."""
+    for found in (_of_environment, _of_link, _of_file):
+        name = found()
+        with suppress(ValueError):
+            if name:
+                zone(name)
+                return name
+    return None if _ZONE_LINK.exists() else "UTC"
+
+
+def _of_environment() -> str:
+    return os.environ.get("TZ", "").removeprefix(":")
+
+
+def _of_link() -> str:
+    """macOS and most Linux systems link a file of the time zone database, by its name there."""
+    return str(_ZONE_LINK.resolve()).partition("zoneinfo/")[2]
+
+
+def _of_file() -> str:
+    try:
+        return _ZONE_NAME.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

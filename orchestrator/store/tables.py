@@ -45,6 +45,9 @@ runs = Table(
     Column("restore_path", Text),
     Column("seconds_used", Float, nullable=False),
     Column("gpu_seconds_used", Float, nullable=False, server_default="0"),
+    Column("joules_used", Float, nullable=False, server_default="0"),
+    Column("energy_source", String(16)),
+    Column("cost", Float),
     Column("held", Boolean, nullable=False, server_default="0"),
     Column("front", Integer, nullable=False, server_default="0"),
     Column("avoid", JSON, nullable=False, server_default="[]"),
@@ -77,6 +80,10 @@ attempts = Table(
     Column("first_step", Integer),
     Column("last_step", Integer),
     Column("timings", JSON, nullable=False),
+    Column("joules", Float, nullable=False, server_default="0"),
+    Column("energy_source", String(16)),
+    Column("energy_at", String(40)),
+    Column("cost", Float),
     Column("created_at", String(40), nullable=False),
     Column("started_at", String(40)),
     Column("ended_at", String(40)),
@@ -100,6 +107,34 @@ limits = Table(
     Column("kind", String(16), primary_key=True),
     Column("name", String(63), primary_key=True),
     Column("most", Integer, nullable=False),
+)
+
+notices = Table(
+    "notices",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("kind", String(16), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("key", String(200), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("experiment", String(63), nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("spread", Boolean, nullable=False, server_default="0"),
+    UniqueConstraint("kind", "subject", "key"),
+    Index("notices_by_spread", "spread", "id"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("notice", Integer, ForeignKey("notices.id"), primary_key=True),
+    Column("target", String(63), primary_key=True),
+    Column("tries", Integer, nullable=False),
+    Column("due", String(40), nullable=False),
+    Column("error", Text, nullable=False),
+    Index("deliveries_by_due", "due"),
 )
 
 sweeps = Table(

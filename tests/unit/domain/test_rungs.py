@@ -1,4 +1,4 @@
-"""Successive halving: who goes on is among the best, nobody waits for ever, no worse trial outlives one."""
+"""Successive halving: who goes on is among the best, nobody waits for ever or is overtaken by a worse one."""
 
 from __future__ import annotations
 
@@ -199,6 +199,7 @@ def race(
         running = [one for one in trials if one.state is TrialState.OPEN]
         if not running:
             if not any(one.state is TrialState.RUNG for one in trials) and len(trials) == len(values):
+                yield list(trials), Verdict(), False
                 return
             continue
         one = random.choice(running)

@@ -27,6 +27,8 @@ LEAST_S = 120.0
 """No attempt starts where less than this is left of the hours; half of it would go to saving."""
 _TRIES = 500
 """Openings that are looked at for one that is long enough to start in."""
+_TOLD = 3
+"""Openings of a window that are named."""
 _DAY_S = 86400.0
 
 
@@ -108,8 +110,10 @@ def hours_of(
 
 
 def _of_rules(rules: tuple[WindowRule, ...]) -> Hours:
-    window = either(_of_rule(rule) for rule in rules)
-    return Hours(window, f"outside its window {window}", "it opens", rules[0].tz)
+    windows = [_of_rule(rule) for rule in rules]
+    told = " or ".join(map(str, windows[:_TOLD]))
+    more = f" and {len(windows) - _TOLD} more" if len(windows) > _TOLD else ""
+    return Hours(either(windows), f"outside its window {told}{more}", "it opens", rules[0].tz)
 
 
 def _of_rule(rule: WindowRule) -> Window:

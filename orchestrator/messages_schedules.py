@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orchestrator.domain.schedules import CatchUp, FireState, Overlap, ScheduleState
-from orchestrator.domain.times import Cron
-from orchestrator.spec.hours import parse_time, show_time, zone
 from orchestrator.spec.models import RunSpec
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.spec.values import Name
+from orchestrator.spec.window import CronText, TimeText, ZoneName
 
 
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _known_zone(name: str) -> str:
-    zone(name)
-    return name
-
-
-def _cron_line(text: str) -> str:
-    return Cron.parse(text, "UTC").text
-
-
-def _time_of_day(text: str) -> str:
-    return show_time(parse_time(text))
 
 
 class ScheduleRequest(_Message):
@@ -43,12 +29,12 @@ class ScheduleRequest(_Message):
     source: str = ""
     """The file's text as the user wrote it."""
     user: str = ""
-    cron: Annotated[str, AfterValidator(_cron_line)] | None = None
+    cron: CronText | None = None
     """When it fires, in `tz`. Give this or `at`."""
     at: datetime | None = None
     """The only time at which it fires; without an offset from UTC it is a local time in `tz`."""
-    tz: Annotated[str, AfterValidator(_known_zone)] = "UTC"
-    until: Annotated[str, AfterValidator(_time_of_day)] | None = None
+    tz: ZoneName = "UTC"
+    until: TimeText | None = None
     """What it creates executes from each fire's time of day until this one only."""
     overlap: Overlap = Overlap.SKIP
     catch_up: CatchUp = CatchUp.LAST

@@ -40,6 +40,7 @@ LONGEST_PAUSE_S = 5.0
 WAITING_PAUSE_S = 1.0
 """How often it is looked whether what a fire waits for has ended."""
 TROUBLE_PAUSE_S = 10.0
+"""Pause after something did not answer."""
 
 Work = RunRecord | SweepRecord
 
@@ -105,22 +106,24 @@ class Firing:
         while not self._stop.is_set():
             try:
                 self.look()
+                pause = self._pause()
             except Exception:
+                # The edge of a thread.
                 log.exception("a look at the schedules failed; the next one tries again")
-                self._trouble = self._changed = True
-            self._wake.wait(self._pause())
+                self._changed, pause = True, TROUBLE_PAUSE_S
+            self._wake.wait(pause)
             self._wake.clear()
 
     def _pause(self) -> float | None:
         """Seconds until the next look; None: until somebody calls."""
-        if self._trouble:
-            return TROUBLE_PAUSE_S
-        if self._more:
+        if self.more:
             return 0.0
-        if self._next is None:
-            return WAITING_PAUSE_S if self._waiting else None
-        ahead = (self._next - self._clock.now()).total_seconds()
-        return min(max(ahead, 0.0), WAITING_PAUSE_S if self._waiting else LONGEST_PAUSE_S)
+        if self._next is None and not self._waiting:
+            return None
+        longest = WAITING_PAUSE_S if self._waiting else LONGEST_PAUSE_S
+        longest = TROUBLE_PAUSE_S if self._trouble else longest
+        ahead = (self._next - self._clock.now()).total_seconds() if self._next else longest
+        return min(max(ahead, 0.0), longest)
 
     def look(self) -> None:
         """Decide what is due and submit what is to be submitted. Safe to repeat at any time; reads nothing

@@ -362,7 +362,7 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     cron=CRONS,
     tz=st.sampled_from(["Europe/Paris", "Australia/Lord_Howe", "UTC"]),

@@ -47,6 +47,14 @@ from orchestrator.messages import (
     WhyView,
 )
 from orchestrator.messages import Problem as ProblemBody
+from orchestrator.messages_schedules import (
+    ComingView,
+    FireRequest,
+    FireView,
+    ScheduleDetail,
+    ScheduleRequest,
+    ScheduleView,
+)
 
 if TYPE_CHECKING:
     from orchestrator.messages_sweeps import (
@@ -336,6 +344,44 @@ class Client:
 
         return self._one(SweepView, "POST", _sweep_path(ref, "extend"), body=request)
 
+    # ------------------------------------------------------------------ schedules
+
+    def add_schedule(self, request: ScheduleRequest) -> ScheduleView:
+        """Have a schedule accepted; the same key is the same schedule."""
+        return self._one(ScheduleView, "POST", "/v1/schedules", body=request)
+
+    def schedules(self, *, ended: bool = False) -> list[ScheduleView]:
+        """Schedules, oldest first; with `ended` also those that never fire again by themselves."""
+        return self._many(ScheduleView, "/v1/schedules", {"ended": ended})
+
+    def schedule(self, ref: str) -> ScheduleDetail:
+        """Everything about one schedule. `ref` is an id, a unique prefix of one, or a name."""
+        return self._one(ScheduleDetail, "GET", _schedule_path(ref))
+
+    def fires(self, ref: str, limit: int = 50) -> list[FireView]:
+        """What became of a schedule's due times, newest first."""
+        return self._many(FireView, _schedule_path(ref, "fires"), {"limit": limit})
+
+    def coming_fires(self, ref: str | None = None, limit: int = 10) -> list[ComingView]:
+        """Due times that are still to come, of one schedule or of all, in their order."""
+        return self._many(ComingView, "/v1/coming", {"ref": ref, "limit": limit})
+
+    def pause_schedule(self, ref: str) -> ScheduleView:
+        """No due time counts until it is resumed; what has fired goes on."""
+        return self._one(ScheduleView, "POST", _schedule_path(ref, "pause"))
+
+    def resume_schedule(self, ref: str) -> ScheduleView:
+        """Due times count from now on."""
+        return self._one(ScheduleView, "POST", _schedule_path(ref, "resume"))
+
+    def remove_schedule(self, ref: str) -> ScheduleView:
+        """It never fires again; what it has created goes on."""
+        return self._one(ScheduleView, "DELETE", _schedule_path(ref))
+
+    def fire(self, ref: str, key: str) -> FireView:
+        """Fire now; the same key is the same fire. ConflictError where earlier work forbids it."""
+        return self._one(FireView, "POST", _schedule_path(ref, "fires"), body=FireRequest(key=key))
+
     # ------------------------------------------------------------------ cluster
 
     def nodes(self) -> list[NodeView]:
@@ -522,6 +568,10 @@ class Client:
 
 def _sweep_path(ref: str, part: str = "") -> str:
     return f"/v1/sweeps/{quote(ref, safe='')}" + (f"/{part}" if part else "")
+
+
+def _schedule_path(ref: str, part: str = "") -> str:
+    return f"/v1/schedules/{quote(ref, safe='')}" + (f"/{part}" if part else "")
 
 
 def _run_path(ref: str, *rest: str) -> str:

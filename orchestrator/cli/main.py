@@ -23,6 +23,7 @@ from orchestrator.cli import (
     queue,
     report,
     runs,
+    schedules,
     spec,
     sweeps,
     views,
@@ -67,6 +68,7 @@ def _root(
 for topic in (
     runs,
     sweeps,
+    schedules,
     queue,
     views,
     checkpoints,

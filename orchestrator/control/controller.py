@@ -16,6 +16,7 @@ from orchestrator.control.deadlines import Deadlines
 from orchestrator.control.energy import EnergyBook
 from orchestrator.control.estimates import Estimates
 from orchestrator.control.exclusions import NodeHealth
+from orchestrator.control.firing import Firing
 from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.keeping import Keeping
 from orchestrator.control.live import LiveBoard
@@ -30,6 +31,7 @@ from orchestrator.control.pages import pages
 from orchestrator.control.probes import Probes
 from orchestrator.control.reporting import Reporting, Sources
 from orchestrator.control.sampling import Search, importance
+from orchestrator.control.schedules import Schedules
 from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.service import Service
 from orchestrator.control.shares import gpu_share
@@ -104,6 +106,8 @@ class Controller:
             self.ledger, self.spool, tracking, clock, enabled=bool(config.mlflow_url)
         )
         self.sweeps = self._sweeps()
+        self.firing = Firing(self.ledger, self.service, self.sweeps, clock)
+        self.schedules = Schedules(self.ledger, self.firing, clock)
         self.sweep_views = SweepViews(self.ledger, self.spool, views, clock, config.mlflow_url)
         self.reporting = self._reporting(files, views)
         self.loop = self._loop()
@@ -257,6 +261,7 @@ class Controller:
         self.watcher.start()
         self.loop.start()
         self.sweeps.start()
+        self.firing.start()
         self.keeping.start()
         self.notifier.start()
         if self.shipper:
@@ -265,6 +270,7 @@ class Controller:
 
     def stop(self) -> None:
         """End in order; running attempts go on without us."""
+        self.firing.stop()
         self.sweeps.stop()
         self.loop.stop()
         self.probes.close()

@@ -25,6 +25,7 @@ from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import RunSpec, Variant
 from orchestrator.store import queued, tables
 from orchestrator.store.notices import Notices
+from orchestrator.store.schedule_book import ScheduleBook
 from orchestrator.store.sweep_book import SweepBook
 
 __all__ = ["OPEN_STATES", "Ledger", "Transaction"]
@@ -91,6 +92,7 @@ class Transaction:
         self.runs_changed: dict[str, RunRecord] = {}
         self.attempts_changed: dict[tuple[str, int], AttemptRecord] = {}
         self.sweeps = SweepBook(connection)
+        self.schedules = ScheduleBook(connection)
         self.notices = Notices(connection)
 
     @property

@@ -2,8 +2,8 @@
 
 A sweep of 12 trials of the laptop configuration (short) over learning rate and width, first rungs on one
 Ray node and survivors on the other, as `orch submit` runs it; then random search with whole trials, as many
-as fit into the steps that the first one took (rounded up, in its favour). Again for each seed. Compared is the
-best val loss. What is measured does not depend on how busy the machine is; the times do.
+as fit into the steps that the first one took (rounded up, in its favour). Again for each seed. Compared is
+the best val loss. What is measured does not depend on how busy the machine is; the times do.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
         SweepSubmitted,
         SweepView,
     )
+    from orchestrator.messages_top import TopView
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -395,6 +397,14 @@ class Client:
         """
         path = f"/v1/nodes/{quote(node, safe='')}/drain"
         return self._one(NodeView, "DELETE" if undo else "POST", path)
+
+    def overview(self, since: datetime, *, runs: int = 50, waiting: int = 50) -> TopView:
+        """The whole cluster at one look: at most so many runs that execute and that wait, and the energy that
+        was used since an instant of the last two days."""
+        from orchestrator.messages_top import TopView
+
+        query = {"since": since.isoformat(), "runs": runs, "waiting": waiting}
+        return self._one(TopView, "GET", "/v1/top", query)
 
     def health(self) -> Health:
         """Who answers. Without a token only `version` is filled."""

@@ -398,13 +398,12 @@ class Client:
         path = f"/v1/nodes/{quote(node, safe='')}/drain"
         return self._one(NodeView, "DELETE" if undo else "POST", path)
 
-    def overview(self, since: datetime, *, runs: int = 50, waiting: int = 50) -> TopView:
-        """The whole cluster at one look: at most so many runs that execute and that wait, and the energy that
-        was used since an instant of the last two days."""
+    def overview(self, since: datetime) -> TopView:
+        """The whole cluster at one look, with the energy that was used since an aware instant of the last two
+        days."""
         from orchestrator.messages_top import TopView
 
-        query = {"since": since.isoformat(), "runs": runs, "waiting": waiting}
-        return self._one(TopView, "GET", "/v1/top", query)
+        return self._one(TopView, "GET", "/v1/top", {"since": since.isoformat()})
 
     def health(self) -> Health:
         """Who answers. Without a token only `version` is filled."""

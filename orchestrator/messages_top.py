@@ -13,6 +13,14 @@ from orchestrator.messages import Health, Message, NodeView, RunView
 from orchestrator.messages_schedules import ComingView
 
 
+class TopCurve(Message):
+    """A metric from the first step on, as means over stretches of steps of one length; 60 at most."""
+
+    steps: list[int] = Field(default_factory=list)
+    """Where each stretch begins."""
+    values: list[float] = Field(default_factory=list)
+
+
 class TopRun(Message):
     """A run that executes."""
 
@@ -21,8 +29,8 @@ class TopRun(Message):
     """Seconds per step over the last minute at most; None before that is known."""
     watts: float | None = None
     """What all its ranks have used of late; None where none has said."""
-    curves: dict[str, list[float]] = Field(default_factory=dict)
-    """Metric -> means over equal stretches of steps, from the first step on; 60 at most."""
+    curves: dict[str, TopCurve] = Field(default_factory=dict)
+    """By metric."""
 
 
 class TopWaiting(Message):
@@ -103,10 +111,10 @@ class TopView(Message):
     draining: bool = False
     """The cluster is being taken down."""
     running: list[TopRun]
-    """Those that began first come first."""
+    """The first 60, by when they began."""
     running_total: int
     waiting: list[TopWaiting]
-    """In the order in which they are looked at."""
+    """The first 30, in the order in which they are looked at."""
     waiting_total: int
     nodes: list[TopNode]
     """By name."""

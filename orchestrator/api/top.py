@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import AwareDatetime
 
 from orchestrator.api.agents import controller
@@ -12,10 +10,10 @@ from orchestrator.api.health import whole
 from orchestrator.messages_top import TopView
 
 router = APIRouter(prefix="/v1")
-Count = Annotated[int, Query(ge=0, le=1000)]
 
 
-@router.get("/top")
-def top(request: Request, since: AwareDatetime, runs: Count = 50, waiting: Count = 50) -> TopView:
+@router.get("/top", response_model=TopView)
+def top(request: Request, since: AwareDatetime) -> Response:
     """The whole cluster at one look, with the energy that was used since an instant of the last two days."""
-    return controller(request).top.view(whole(request), since, runs, waiting)
+    view = controller(request).top.view(whole(request), since)
+    return Response(view.model_dump_json(), media_type="application/json")

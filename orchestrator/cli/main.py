@@ -26,6 +26,7 @@ from orchestrator.cli import (
     schedules,
     spec,
     sweeps,
+    top,
     views,
 )
 
@@ -68,6 +69,7 @@ def _root(
 for topic in (
     runs,
     sweeps,
+    top,
     schedules,
     queue,
     views,

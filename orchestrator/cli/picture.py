@@ -18,11 +18,21 @@ from rich.text import Text
 
 from orchestrator.cli import render
 from orchestrator.cli.nodes import state_word
+from orchestrator.cli.plot import render_curve
 from orchestrator.cli.render import Cell, Column
 from orchestrator.domain.states import RunState
-from orchestrator.messages import GpuView, Health
+from orchestrator.messages import GpuView, Health, PointView
 from orchestrator.messages_schedules import ComingView
-from orchestrator.messages_top import TopBudget, TopEnergy, TopNode, TopRun, TopSweep, TopView, TopWaiting
+from orchestrator.messages_top import (
+    TopBudget,
+    TopCurve,
+    TopEnergy,
+    TopNode,
+    TopRun,
+    TopSweep,
+    TopView,
+    TopWaiting,
+)
 
 TWO_COLUMNS = 150
 """Cells from which on sections stand side by side."""
@@ -32,6 +42,14 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _MARK = "●"
 _BEGIN = 8
 """The first part of a curve, one of so many, does not stretch its scale: losses fall from far above."""
+_LOSS = "train/loss"
+_CHART = 6
+"""Lines of a large curve, at least, without the"""
+_AROUND = 4
+"""lines around it: a blank one, the heading, the axis and its numbers."""
+_HIGHEST = 12
+_CHARTED = 8
+"""Values from which on a curve is drawn large."""
 _FEW = 2
 """With so few lines, what is cut is not counted: the heading says how many there are."""
 Rows = Callable[[int], list[list[Cell]]]
@@ -59,7 +77,7 @@ def sparkline(values: Sequence[float], cells: int) -> str:
 def bar(used: float, total: float, cells: int, style: str = "cyan") -> Text:
     """A part of a whole, in half cells; something shows as soon as something is used."""
     share = min(1.0, max(0.0, used / total)) if total > 0 else 0.0
-    halves = max(int(used > 0 and cells > 0), math.floor(2 * cells * share))
+    halves = max(int(share > 0 and cells > 0), math.floor(2 * cells * share))
     done = "━" * (halves // 2) + "╸" * (halves % 2)
     return Text.assemble((done, style), ("─" * (cells - len(done)), "bright_black"))
 
@@ -99,7 +117,7 @@ class Section:
         if not number:
             return self.rows(0)
         bare = [row for row in self.rows(0) if len(row) == len(self.columns)]
-        cells = [[column.title for column in self.columns], *bare]
+        cells: list[list[Cell]] = [[column.title for column in self.columns], *bare]
         natural = sum(max(_cells(row[i]) for row in cells) for i in range(len(self.columns)))
         spare = width - natural - render.GAP * (len(self.columns) - 1) - number
         return self.rows(max(least, min(most, spare // number)))
@@ -118,7 +136,8 @@ def heights(sections: Sequence[Section], room: int) -> list[int]:
         if cut is not None:
             counts[cut] -= 1
         else:
-            counts[next(i for i in order if counts[i])] = 0
+            first, *others = [i for i in order if counts[i]]
+            counts[first] = 0 if others else max(0, room - 1)
     return counts
 
 
@@ -160,7 +179,7 @@ def _running(view: TopView, width: int) -> Section:
         return [_running_row(one, shown, cells) for one in view.running]
 
     total = max(1, view.running_total)
-    return Section(columns, rows, total, 5, rank=4, bars=(2 + shown.val_curve, 6, 24))
+    return Section(columns, rows, total, 3, rank=4, bars=(2 + shown.val_curve, 6, 24))
 
 
 @dataclass(frozen=True)
@@ -184,7 +203,7 @@ def _running_row(one: TopRun, shown: _Shown, cells: int) -> list[Cell]:
     row += [_steps(one, cells), render.duration(run.eta_s)]
     row += [_pace(one.step_s)] if shown.pace else []
     row += [_watts(one.watts)] if shown.watts else []
-    row += [_curve(one, "train/loss", run.loss, cells)]
+    row += [_curve(one, _LOSS, run.loss, cells)]
     row += [_curve(one, "val/loss", run.val_loss, cells if shown.val_curve else 0)] if shown.val else []
     return row
 
@@ -213,7 +232,8 @@ def _watts(watts: float | None) -> str:
 
 
 def _curve(one: TopRun, key: str, last: float | None, cells: int) -> Text:
-    drawn = sparkline(one.curves.get(key, []), cells)
+    curve = one.curves.get(key)
+    drawn = sparkline(curve.values, cells) if curve is not None else ""
     return Text.assemble(render.loss(last), (f" {drawn}" if drawn else "", "green"))
 
 
@@ -287,7 +307,7 @@ def _machines(view: TopView, width: int) -> Section:
 
 
 def _machine_row(one: TopNode, cells: int, pools: bool, gpus: bool, memory: bool, watts: bool) -> list[Cell]:
-    node, word = one.node, state_word(one.node)
+    node, word = one.node, render.one_line(state_word(one.node))
     row: list[Cell] = [_marked(node.name, word), *([node.pool] if pools else []), render.state(word)]
     row += [_amount(node.cpus_used, node.cpus, cells)]
     row += [_amount(node.gpus_used, node.gpus, cells)] if gpus else []
@@ -375,6 +395,23 @@ def _fire_row(one: ComingView, now: datetime) -> list[Cell]:
     return [name, _soon(one.at, now), render.coarse((one.at - now).total_seconds()), Text(until, "dim")]
 
 
+def _charts(view: TopView, width: int, room: int) -> list[Text]:
+    """Losses drawn large in room that is left over, of the runs that began first."""
+    drawn = [one for one in view.running if len(one.curves.get(_LOSS, TopCurve()).values) >= _CHARTED]
+    number = min(len(drawn), room // (_CHART + _AROUND))
+    lines: list[Text] = []
+    for one in drawn[:number]:
+        curve = one.curves[_LOSS]
+        points = [
+            PointView(key=_LOSS, step=step, time_ms=0, value=value)
+            for step, value in zip(curve.steps, curve.values, strict=True)
+        ]
+        height = min(_HIGHEST, room // number - _AROUND)
+        heading = Text.assemble(("LOSS", "bold cyan"), (f" {render.one_line(one.run.name)}", "dim"))
+        lines += [Text(), heading, *map(Text, render_curve(points, width - 1, height).splitlines())]
+    return [render.fit(line, width) for line in lines]
+
+
 # ---- the whole
 
 
@@ -397,6 +434,7 @@ def _body(view: TopView, width: int, room: int, now: datetime) -> list[Text]:
     if not two:
         return _stacked([running, *others, sweeps, _fires(view, now)], width, room)
     columns = _stacked([running, sweeps], left, room), _stacked([*others, _fires(view, now)], right, room)
+    columns[0].extend(_charts(view, left, room - len(columns[0])))
     pairs = zip_longest(*columns)
     blank = Text(" " * left), Text(" " * right)
     between = Text(" " * _BETWEEN)
@@ -425,11 +463,9 @@ def _health(health: Health) -> Text:
 
 def _foot(energy: TopEnergy, width: int) -> Text:
     told = Text("today  ", "dim")
-    told.append(
-        render.energy(energy.kwh if energy.source else None, energy.source, energy.cost, energy.currency)
-    )
-    if energy.source is None:
-        told.append("no energy was counted")
+    kwh = energy.kwh if energy.source is not None else None
+    used = render.energy(kwh, energy.source, energy.cost, energy.currency)
+    told.append(render.one_line(used) or "no energy was counted")
     if energy.watts is not None:
         told.append_text(Text.assemble(("   now  ", "dim"), _watts(energy.watts)))
     keys = "q ends it"

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.messages_top import TopCurve
 from orchestrator.store.spool import Spool
 from orchestrator.store.spool_schema import Stretches
 
@@ -27,12 +28,14 @@ class _Curve:
     last: int = -1
     """The highest step that is in it."""
     sums: dict[int, tuple[float, int]] = field(default_factory=dict)
+    shown: TopCurve | None = None
+    """What :meth:`view` has answered; None once there is more."""
 
     def add(self, stretch: int, total: float, count: int, last: int) -> None:
         """Take in points of one stretch."""
         known, before = self.sums.get(stretch, (0.0, 0))
         self.sums[stretch] = (known + total, before + count)
-        self.last = max(self.last, last)
+        self.last, self.shown = max(self.last, last), None
 
     def narrow(self) -> None:
         """Double the stretches until there are few enough of them."""
@@ -43,10 +46,18 @@ class _Curve:
                 known, before = self.sums.get(stretch // 2, (0.0, 0))
                 self.sums[stretch // 2] = (known + total, before + count)
 
-    def values(self) -> list[float]:
-        """Means in the order of steps."""
-        means = (total / count for _, (total, count) in sorted(self.sums.items()))
-        return [mean for mean in means if math.isfinite(mean)]
+    def view(self) -> TopCurve:
+        """Means in the order of steps, in five digits."""
+        if self.shown is None:
+            self.shown = self._view()
+        return self.shown
+
+    def _view(self) -> TopCurve:
+        means = [(at * self.width, total / count) for at, (total, count) in sorted(self.sums.items())]
+        finite = [(step, mean) for step, mean in means if math.isfinite(mean)]
+        return TopCurve(
+            steps=[step for step, _ in finite], values=[float(f"{mean:.5g}") for _, mean in finite]
+        )
 
 
 class Curves:
@@ -58,7 +69,7 @@ class Curves:
         self._lock = threading.Lock()
         self._curves: dict[_Key, _Curve] = {}
 
-    def of(self, steps: Mapping[str, int | None]) -> dict[str, dict[str, list[float]]]:
+    def of(self, steps: Mapping[str, int | None]) -> dict[str, dict[str, TopCurve]]:
         """By run and metric, of runs with the step at which each of them is about."""
         with self._lock:
             self._curves = {
@@ -73,11 +84,11 @@ class Curves:
                 curve.narrow()
             return self._shown()
 
-    def _shown(self) -> dict[str, dict[str, list[float]]]:
-        shown: dict[str, dict[str, list[float]]] = {}
+    def _shown(self) -> dict[str, dict[str, TopCurve]]:
+        shown: dict[str, dict[str, TopCurve]] = {}
         for (run, key), curve in self._curves.items():
             if curve.sums:
-                shown.setdefault(run, {})[key] = curve.values()
+                shown.setdefault(run, {})[key] = curve.view()
         return shown
 
 

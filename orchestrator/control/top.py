@@ -1,8 +1,8 @@
 """The live picture of `orch top`, in one answer.
 
 It is asked every second by everybody who watches, so it comes from what is in memory where it can: the board,
-the signs of life, curves and energy that are kept up to date. What has to be read whole, sweeps and
-schedules, is shown again for a while.
+the signs of life, curves and energy that are kept up to date. What has to be worked out whole (what waits and
+why, sweeps, schedules) is shown again for a while.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from orchestrator.clock import Clock
 from orchestrator.control.board import Board
 from orchestrator.control.curves import Curves
 from orchestrator.control.energy import EnergyBook
-from orchestrator.control.fleet import Fleet, FleetWatcher
+from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.machines import Machines
 from orchestrator.control.schedules import Schedules
@@ -44,11 +44,13 @@ from orchestrator.messages_top import (
 from orchestrator.store.ledger import Ledger, Transaction
 
 CURVES = ("train/loss", "val/loss")
-_FIRES = 12
+_RUNS, _WAITING, _FIRES = 60, 30, 12
 _KEPT_S = 2.0
 _KEPT_COSTS = 50
-"""What is read whole is shown for so many times what reading it took: 2 % of a processor, at most."""
+"""What is worked out whole is shown for so many times what that took: 2 % of a processor, at most."""
 T = TypeVar("T")
+_Watts = dict[tuple[str, int], dict[int, float]]
+"""By attempt and rank."""
 
 
 class Top:
@@ -81,41 +83,48 @@ class Top:
         self._curves = curves
         self._clock = clock
         self._sweeps = Kept(self._read_sweeps, clock)
+        self._waits = Kept(self._read_waiting, clock)
         self._fires: Kept[list[ComingView]] = Kept(lambda: schedules.coming(None, 2 * _FIRES), clock)
 
-    def view(self, health: Health, since: datetime, runs: int, waiting: int) -> TopView:
-        """Everything now: at most so many runs that execute and wait, and the energy since an instant."""
-        now, fleet = self._clock.now(), self._watcher.fleet
+    def view(self, health: Health, since: datetime) -> TopView:
+        """Everything now, with the energy since an instant."""
+        now = self._clock.now()
         with self._board.lock:
             records = {record.id: record for record in self._board.executing()}
             attempts = self._board.open_attempts()
             queued = len(self._board.queue)
         watts = {(one.run_id, one.number): self._live.watts(one.run_id, one.number) for one in attempts}
-        first = sorted(records.values(), key=lambda run: (run.started_at or run.created_at, run.seq))[:runs]
-        own = {run.id: watts.get((run.id, run.attempt)) or {} for run in first}
+        counted = [self._counted(one, records.get(one.run_id)) for one in attempts]
         return TopView(
             at=now,
             health=health,
             draining=self._scheduling.draining,
-            running=self._running(first, own),
+            running=self._running([(run, one) for run, one in counted if run is not None], watts),
             running_total=len(records),
-            waiting=self._waiting(waiting, fleet),
+            waiting=self._waits.get(),
             waiting_total=queued,
             nodes=self._nodes(attempts, watts),
             sweeps=self._sweeps.get(),
             fires=[one for one in self._fires.get() if one.at > now][:_FIRES],
-            energy=self._used(
-                since, records, attempts, [w for told in watts.values() for w in told.values()]
-            ),
+            energy=self._used(since, [one for _, one in counted], watts),
         )
 
-    def _running(self, runs: list[RunRecord], watts: dict[str, dict[int, float]]) -> list[TopRun]:
-        views = self._views.runs(runs)
+    def _counted(
+        self, attempt: AttemptRecord, run: RunRecord | None
+    ) -> tuple[RunRecord | None, AttemptRecord]:
+        """Both with what was heard of them; no run where that has left the attempt."""
+        if run is None or run.attempt != attempt.number:
+            return None, attempt
+        return self._energy.counted(run, attempt)
+
+    def _running(self, runs: list[tuple[RunRecord, AttemptRecord]], watts: _Watts) -> list[TopRun]:
+        first = sorted(runs, key=lambda one: (one[0].started_at or one[0].created_at, one[0].seq))[:_RUNS]
+        views = self._views.executing(first)
         curves = self._curves.of({view.id: view.step for view in views})
         found = []
         for view in views:
             sign = self._live.sign(view.id, view.attempt)
-            used = watts[view.id].values()
+            used = watts[view.id, view.attempt].values()
             found.append(
                 TopRun(
                     run=view,
@@ -126,15 +135,14 @@ class Top:
             )
         return found
 
-    def _waiting(self, count: int, fleet: Fleet) -> list[TopWaiting]:
+    def _read_waiting(self) -> list[TopWaiting]:
         now = self._clock.now().timestamp()
         draining = "everything is being taken down" if self._scheduling.draining else ""
-        found = [_waiting(*one, now) for one in self._scheduling.line(count, fleet)]
+        line = self._scheduling.line(_WAITING, self._watcher.fleet)
+        found = [_waiting(waiting, verdict, now) for waiting, verdict in line]
         return [one.model_copy(update={"why": draining or one.why}) for one in found]
 
-    def _nodes(
-        self, attempts: list[AttemptRecord], watts: dict[tuple[str, int], dict[int, float]]
-    ) -> list[TopNode]:
+    def _nodes(self, attempts: list[AttemptRecord], watts: _Watts) -> list[TopNode]:
         used: dict[str, float] = {}
         for attempt in attempts:
             places = [attempt.node, *(member.node for member in attempt.members)]
@@ -142,22 +150,16 @@ class Top:
                 used[places[rank]] = used.get(places[rank], 0.0) + power
         return [TopNode(node=node, watts=used.get(node.name)) for node in self._machines.nodes()]
 
-    def _used(
-        self,
-        since: datetime,
-        records: dict[str, RunRecord],
-        attempts: list[AttemptRecord],
-        watts: list[float],
-    ) -> TopEnergy:
-        known = [(records[one.run_id], one) for one in attempts if one.run_id in records]
-        use = self._today.since(since, [self._energy.counted(run, attempt)[1] for run, attempt in known])
+    def _used(self, since: datetime, counted: list[AttemptRecord], watts: _Watts) -> TopEnergy:
+        use = self._today.since(since, counted)
+        now = [power for ranks in watts.values() for power in ranks.values()]
         return TopEnergy(
             since=since,
             kwh=use.joules / KWH_J,
             source=use.source,
             cost=use.cost,
             currency=self._energy.currency if use.cost is not None else None,
-            watts=sum(watts) if watts else None,
+            watts=sum(now) if now else None,
         )
 
     def _read_sweeps(self) -> list[TopSweep]:

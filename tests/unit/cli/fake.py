@@ -34,6 +34,7 @@ from orchestrator.messages import (
     Submitted,
     TagRequest,
 )
+from orchestrator.messages_top import TopView
 from orchestrator.spec.models import RunSpec, Variant
 from trainer.config import TrainerConfig
 
@@ -183,6 +184,7 @@ class FakeController:
     logs: dict[tuple[str, int], bytes] = field(default_factory=dict)
     rank_logs: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
     checkpoints: list[CheckpointView] = field(default_factory=list)
+    top: TopView | None = None
     garbage: list[GarbageView] = field(default_factory=list)
     garbage_wanted: bool = False
     """Whether it was to be deleted."""
@@ -213,6 +215,8 @@ class FakeController:
         match method, path.strip("/").split("/")[1:]:
             case "GET", ["health"]:
                 return Health(version="0.1.0", cluster_id="c1")
+            case "GET", ["top"] if self.top is not None:
+                return self.top
             case "GET", ["nodes"]:
                 return self.nodes
             case "POST" | "DELETE", ["nodes", name, "drain"]:

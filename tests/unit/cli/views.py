@@ -13,6 +13,7 @@ from orchestrator.messages import GpuView, Health, NodeView
 from orchestrator.messages_schedules import ComingView
 from orchestrator.messages_top import (
     TopBudget,
+    TopCurve,
     TopEnergy,
     TopNode,
     TopRun,
@@ -25,6 +26,11 @@ from tests.unit.cli.fake import NOW, detail
 GIB = 2**30
 
 
+def curve(values: list[float], every: int) -> TopCurve:
+    """With a value for each so many steps."""
+    return TopCurve(steps=[every * index for index in range(len(values))], values=values)
+
+
 def falling(count: int, low: float, high: float = 4.2) -> list[float]:
     """A loss that falls fast and then slowly."""
     return [low + (high - low) * math.exp(-index / 6) for index in range(count)]
@@ -33,9 +39,9 @@ def falling(count: int, low: float, high: float = 4.2) -> list[float]:
 def running(name: str, node: str, step: int, target: int | None, **view: Any) -> TopRun:
     """A run that executes, and has a curve where it has a loss."""
     base = detail(name[:8], name, node=node, pool=node, step=step, target_steps=target, **view).run
-    curves = {} if base.loss is None else {"train/loss": falling(40, base.loss)}
+    curves = {} if base.loss is None else {"train/loss": curve(falling(40, base.loss), max(1, step // 40))}
     if base.val_loss is not None and curves:
-        curves["val/loss"] = falling(8, base.val_loss)
+        curves["val/loss"] = curve(falling(8, base.val_loss), step // 8)
     return TopRun(run=base, step_s=0.0125, watts=12.5 if node == "laptop" else 187.4, curves=curves)
 
 
@@ -78,24 +84,45 @@ def busy() -> TopView:
             waiting("ablation-3", 4, full, free=NOW + timedelta(minutes=70), estimated=True),
             waiting("lr-sweep-t8", 3, full, free=NOW + timedelta(minutes=70), estimated=True, user="bob"),
             waiting(
-                "overnight", 190, "outside its window 22:00-07:00 (Europe/Paris); it opens in 9 h 0 min, at 22:00",
+                "overnight",
+                190,
+                "outside its window 22:00-07:00 (Europe/Paris); it opens in 9 h, at 22:00",
                 opens=NOW + timedelta(hours=9),
             ),
             waiting("held-back", 2000, "held back by its user (`orch queue release`)", held=True),
         ],
         waiting_total=1004,
         nodes=[
-            node("gaming-pc", 3, 16, ["shakespeare-gpu", "lr-sweep-t7"], 187.4, pool="gpu", gpus=1, gpus_used=1,
-                 gpu_states=[gpu]),
+            node(
+                "gaming-pc",
+                3,
+                16,
+                ["shakespeare-gpu", "lr-sweep-t7"],
+                187.4,
+                pool="gpu",
+                gpus=1,
+                gpus_used=1,
+                gpu_states=[gpu],
+            ),
             node("laptop", 2, 2, ["demo", "any-script"], 25.0),
             node("lab", 0, 32, [], pool="gpu", gpus=4, busy="GPU 0 is 93 % busy", closed="its owner uses it"),
             node("old-laptop", 1, 4, ["night-owl"], pool="laptop", away_since=away),
         ],
         sweeps=[
             TopSweep(
-                id="s1", name="lr-sweep", state=SweepState.RUNNING, metric="val/loss", done=6, open=2, total=12,
-                best_trial=3, best_value=1.5731,
-                budgets=[TopBudget(kind="duration", used=1325.0, most=3600.0), TopBudget(kind="kwh", used=0.21, most=2)],
+                id="s1",
+                name="lr-sweep",
+                state=SweepState.RUNNING,
+                metric="val/loss",
+                done=6,
+                open=2,
+                total=12,
+                best_trial=3,
+                best_value=1.5731,
+                budgets=[
+                    TopBudget(kind="duration", used=1325.0, most=3600.0),
+                    TopBudget(kind="kwh", used=0.21, most=2),
+                ],
             ),
             TopSweep(id="s2", name="width", state=SweepState.PAUSED, metric="val/loss", done=0, open=0),
         ],
@@ -104,10 +131,14 @@ def busy() -> TopView:
             coming("weekly-report", 70, None),
         ],
         energy=TopEnergy(
-            since=NOW - timedelta(hours=13), kwh=1.243, source=EnergySource.MIXED, cost=0.371, currency="EUR",
+            since=NOW - timedelta(hours=13),
+            kwh=1.243,
+            source=EnergySource.MIXED,
+            cost=0.371,
+            currency="EUR",
             watts=212.4,
         ),
-    )  # fmt: skip
+    )
 
 
 def coming(name: str, hours: float, closes: float | None) -> ComingView:
@@ -120,7 +151,14 @@ def coming(name: str, hours: float, closes: float | None) -> ComingView:
 def empty() -> TopView:
     """A controller that has nothing to do and nowhere to do it."""
     return TopView(
-        at=NOW, health=Health(version="0.1.0", cluster_id="c1", ray_connected=True), running=[],
-        running_total=0, waiting=[], waiting_total=0, nodes=[], sweeps=[], fires=[],
+        at=NOW,
+        health=Health(version="0.1.0", cluster_id="c1", ray_connected=True),
+        running=[],
+        running_total=0,
+        waiting=[],
+        waiting_total=0,
+        nodes=[],
+        sweeps=[],
+        fires=[],
         energy=TopEnergy(since=NOW, kwh=0.0),
-    )  # fmt: skip
+    )

@@ -71,7 +71,7 @@ class TopBudget(Message):
 
 
 class TopSweep(Message):
-    """A sweep that has not ended."""
+    """A sweep that has not ended, or did so in the last hour."""
 
     id: str
     name: str
@@ -119,7 +119,7 @@ class TopView(Message):
     nodes: list[TopNode]
     """By name."""
     sweeps: list[TopSweep]
-    """Newest first."""
+    """Newest first; those that have ended last."""
     fires: list[ComingView]
-    """The next due times of all schedules."""
+    """The next due time of each schedule, in their order; 12 at most."""
     energy: TopEnergy

@@ -124,7 +124,7 @@ class Looker:
 
         view, at = self._seen
         away, seconds = self._away, self._clock.monotonic() - at
-        trouble = "" if away is None else f"{away.message}; trying again ({seconds:.0f} s)"
+        trouble = "" if away is None else f"no answer for {seconds:.0f} s, trying again: {away.message}"
         return Picture(view, view.at + timedelta(seconds=0 if away is None else seconds), trouble)
 
     def _run(self) -> None:

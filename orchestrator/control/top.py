@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
 from orchestrator.clock import Clock
@@ -45,6 +45,7 @@ from orchestrator.store.ledger import Ledger, Transaction
 
 CURVES = ("train/loss", "val/loss")
 _RUNS, _WAITING, _FIRES = 60, 30, 12
+_ENDED, _LATELY = 5, timedelta(hours=1)
 _KEPT_S = 2.0
 _KEPT_COSTS = 50
 """What is worked out whole is shown for so many times what that took: 2 % of a processor, at most."""
@@ -84,7 +85,7 @@ class Top:
         self._clock = clock
         self._sweeps = Kept(self._read_sweeps, clock)
         self._waits = Kept(self._read_waiting, clock)
-        self._fires: Kept[list[ComingView]] = Kept(lambda: schedules.coming(None, 2 * _FIRES), clock)
+        self._fires: Kept[list[ComingView]] = Kept(lambda: _fires(schedules), clock)
 
     def view(self, health: Health, since: datetime) -> TopView:
         """Everything now, with the energy since an instant."""
@@ -163,9 +164,12 @@ class Top:
         )
 
     def _read_sweeps(self) -> list[TopSweep]:
+        now = self._clock.now()
         with self._ledger.read() as ledger:
             found = ledger.sweeps.all(states=[state for state in SweepState if not state.final])
-            return [_sweep(ledger, sweep, self._clock.now()) for sweep in found]
+            ended = ledger.sweeps.all(states=[state for state in SweepState if state.final], limit=_ENDED)
+            found += [one for one in ended if one.ended_at and now - one.ended_at < _LATELY]
+            return [_sweep(ledger, sweep, now) for sweep in found]
 
 
 class Kept(Generic[T]):
@@ -186,6 +190,12 @@ class Kept(Generic[T]):
                 made, done = self._make(), self._clock.monotonic()
                 self._made = made, done + max(_KEPT_S, _KEPT_COSTS * (done - begun))
             return self._made[0]
+
+
+def _fires(schedules: Schedules) -> list[ComingView]:
+    """The next one of each schedule, in their order."""
+    coming = [one.next for one in schedules.all(ended=False) if one.next is not None]
+    return sorted(coming, key=lambda one: one.at)
 
 
 def _waiting(waiting: Waiting, verdict: Verdict, now: float) -> TopWaiting:

@@ -130,10 +130,12 @@ def test_sweeps_and_due_times(it: Watched) -> None:
     (shown,) = view.sweeps
     assert (shown.name, shown.done, shown.best_value) == ("lr", 0, None)
     assert [(one.kind, one.used, one.most) for one in shown.budgets] == [("kwh", 0.0, 2.0)]
-    assert [one.name for one in view.fires][:1] == ["nightly"]
-    assert view.fires[0].at == NOW.replace(hour=23)
+    assert [(one.name, one.at) for one in view.fires] == [("nightly", NOW.replace(hour=23))]
     later = it.look(3601)
-    assert later.fires[0].at > it.clock.now()
+    assert [one.at for one in later.fires] == [NOW.replace(hour=23) + timedelta(days=1)]
+    it.controller.sweeps.cancel("lr")
+    assert [one.state for one in it.look().sweeps] == ["cancelled"]
+    assert it.look(3601).sweeps == []
 
 
 def test_the_route(api: TestClient) -> None:

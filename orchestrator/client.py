@@ -40,9 +40,12 @@ from orchestrator.messages import (
     SubmitRequest,
     Submitted,
     TagRequest,
+    TariffRequest,
+    TariffView,
     WhyView,
 )
 from orchestrator.messages import Problem as ProblemBody
+from orchestrator.spec.tariff import TariffSpec
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -203,6 +206,14 @@ class Client:
     def set_limit(self, request: LimitRequest) -> LimitsView:
         """Set a limit, or take it away."""
         return self._one(LimitsView, "PUT", "/v1/limits", body=request)
+
+    def tariff(self) -> TariffView:
+        """What electricity costs."""
+        return self._one(TariffView, "GET", "/v1/tariff")
+
+    def set_tariff(self, spec: TariffSpec | None) -> TariffView:
+        """Set the tariff, or take it away with None."""
+        return self._one(TariffView, "PUT", "/v1/tariff", body=TariffRequest(tariff=spec))
 
     def checkpoints(self, ref: str) -> list[CheckpointView]:
         """Committed checkpoints of a run."""

@@ -12,6 +12,7 @@ from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.domain.sweeps import SweepState, TrialState
 from orchestrator.spec.models import RunSpec, Variant
 from orchestrator.spec.sweep import SweepSpec
+from orchestrator.spec.tariff import TariffSpec
 
 
 class _Message(BaseModel):
@@ -302,6 +303,22 @@ class LimitsView(_Message):
 
     pools: dict[str, int] = Field(default_factory=dict)
     experiments: dict[str, int] = Field(default_factory=dict)
+
+
+class TariffRequest(_Message):
+    """The tariff to set; None takes it away."""
+
+    tariff: TariffSpec | None = None
+
+
+class TariffView(_Message):
+    """What electricity costs."""
+
+    tariff: TariffSpec | None = None
+    price: float | None = None
+    """Of a kWh now."""
+    until: datetime | None = None
+    """When that changes, where it does so within a week."""
 
 
 class PointView(_Message):

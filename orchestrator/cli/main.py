@@ -22,6 +22,7 @@ from orchestrator.cli import (
     queue,
     runs,
     spec,
+    tariff,
     views,
 )
 
@@ -61,7 +62,21 @@ def _root(
     pass
 
 
-for topic in (runs, queue, views, checkpoints, insight, cluster, nodes, machines, owner, garbage, demo, spec):
+for topic in (
+    runs,
+    queue,
+    views,
+    checkpoints,
+    insight,
+    cluster,
+    nodes,
+    machines,
+    tariff,
+    owner,
+    garbage,
+    demo,
+    spec,
+):
     topic.register(app)
 
 

@@ -29,6 +29,7 @@ from orchestrator.control.tariffs import TariffBook
 from orchestrator.control.tracking import Tracking
 from orchestrator.control.views import Views
 from orchestrator.domain.records import AttemptRecord
+from orchestrator.messages import TariffView
 from orchestrator.spec.tariff import TariffSpec
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_store, store_id
@@ -169,11 +170,17 @@ class Controller:
         self.scheduling.draining = True
         return self.service.shut_down()
 
-    def set_tariff(self, spec: TariffSpec | None) -> None:
+    def tariff(self) -> TariffView:
+        """What electricity costs, and what now."""
+        return self.tariffs.view(self._clock.now())
+
+    def set_tariff(self, spec: TariffSpec | None) -> TariffView:
         """Put another tariff in place of the present one; None: none."""
         self.tariffs.set(spec)
         self.board.tariff_changed()
+        self.scheduling.forget_shown()
         self.wake()
+        return self.tariff()
 
     def wake(self) -> None:
         """Something changed: let the loop look now."""

@@ -327,6 +327,7 @@ def test_schema_is_written(orch: Orch, fake: FakeController, tmp_path: Path) -> 
     file = tmp_path / "schema.json"
     assert orch("schema", "-o", str(file)).out == ""
     assert json.loads(file.read_text()) == orch("schema").json
+    assert "space" in orch("schema", "--sweep").json["properties"]
     assert fake.requests == []
 
 

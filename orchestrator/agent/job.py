@@ -42,6 +42,10 @@ class AgentJob(BaseModel):
     """How long it may run, from its start; counted on, while the machine sleeps."""
     limit: Reason = Reason.TIME_LIMIT
     """Which of the run's limits that is."""
+    pause_at: int | None = None
+    """Step at which it saves and ends, for its sweep to compare it with others."""
+    joules_left: float | None = None
+    """Energy that it may use, where that is limited; of a gang, all ranks together."""
     window_grace_s: float = GRACE_S
     """Time to save where that is the end of its hours."""
     gpu_ids: tuple[int, ...] = ()

@@ -126,6 +126,10 @@ class Board:
         """Names of the runs that execute, by id."""
         return {run_id: run.name for run_id, run in self._runs.items()}
 
+    def executing(self) -> list[RunRecord]:
+        """Runs that execute."""
+        return [run.record for run in self._runs.values()]
+
     def open_attempts(self) -> list[AttemptRecord]:
         """Attempts that have not ended."""
         return list(self._attempts.values())
@@ -293,6 +297,11 @@ def _left(max_duration: float | None, used: float) -> float | None:
     return None if max_duration is None else max(0.0, max_duration - used)
 
 
+def _target(run: RunRecord) -> int | None:
+    steps = (run.pause_at, run.spec.trainer.max_steps if run.spec.trainer else None)
+    return min((step for step in steps if step is not None), default=None)
+
+
 def _open(run: RunRecord, tariff: Tariff | None) -> _Open:
     spec = run.spec
     return _Open(
@@ -304,7 +313,7 @@ def _open(run: RunRecord, tariff: Tariff | None) -> _Open:
         shape_of(spec, avoid=run.avoid),
         stopping=run.stop is not None,
         migrates=spec.migrate == "auto" and run.pin_pool is None,
-        target=spec.trainer.max_steps if spec.trainer else None,
+        target=_target(run),
         left=_left(spec.max_duration, run.seconds_used),
         hours=hours_of_run(run, tariff),
         record=run,

@@ -23,7 +23,7 @@ from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.shares import gpu_share
 from orchestrator.domain import gang
 from orchestrator.domain.fleet import ActorInfo, NodeInfo
-from orchestrator.domain.limits import first_limit
+from orchestrator.domain.limits import first_limit, joules_left
 from orchestrator.domain.liveness import Facts, Lost, Silent, needs_probe, verdict
 from orchestrator.domain.records import AttemptRecord, Member, RunRecord
 from orchestrator.domain.states import Phase, Reason
@@ -190,6 +190,8 @@ class Launching:
             restore_from=origin if has_origin else None,
             seconds_left=limit.seconds if limit is not None else None,
             limit=limit.reason if limit is not None else Reason.TIME_LIMIT,
+            pause_at=run.pause_at,
+            joules_left=joules_left(run),
             window_grace_s=grace,
             gpu_ids=gang.visible_gpus(attempt, rank),
             gpu_total=_gpu_total(node, ranks[rank]),

@@ -1,7 +1,9 @@
-"""How long an attempt may run: longest duration, deadline, GPU-hours and hours (window) of its run. Pure.
+"""How long an attempt may run, and what it may use: longest duration, deadline, GPU-hours, energy and hours
+(window) of its run. Pure.
 
-All of them become seconds when the attempt is launched, by the controller's clock alone; the node counts them
-down on a clock that goes on while it sleeps. So a node whose wall clock is wrong keeps every limit.
+All but the energy become seconds when the attempt is launched, by the controller's clock alone; the node
+counts them down on a clock that goes on while it sleeps. So a node whose wall clock is wrong keeps every
+limit. Energy is counted by the node as well; of a gang the controller adds up what the ranks have used.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.domain.admission import GRACE_S, Hours
+from orchestrator.domain.energy import KWH_J
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import Reason
 from orchestrator.spec.models import RunSpec, Variant
@@ -74,8 +77,15 @@ def exhausted(run: RunRecord, now: datetime) -> Reason | None:
         return Reason.DEADLINE
     if spec.max_duration is not None and run.seconds_used >= spec.max_duration:
         return Reason.TIME_LIMIT
+    if joules_left(run) == 0:
+        return Reason.ENERGY
     spent = spec.gpu_hours is not None and run.gpu_seconds_used >= spec.gpu_hours * HOUR_S
     return Reason.GPU_HOURS if spent and all(variant.gpus for variant in spec.placement) else None
+
+
+def joules_left(run: RunRecord) -> float | None:
+    """Energy that the run may still use; 0 where that is all used up, None where nothing limits it."""
+    return None if run.spec.kwh is None else max(0.0, run.spec.kwh * KWH_J - run.joules_used)
 
 
 def gpu_rate(variant: Variant, share: float = 1.0) -> float:
@@ -101,6 +111,8 @@ def describe(spec: RunSpec, reason: Reason) -> str:
         return f"its deadline has passed ({spec.deadline.isoformat(timespec='seconds')})"
     if reason is Reason.GPU_HOURS and spec.gpu_hours is not None:
         return f"it has used up its {spec.gpu_hours:g} GPU-hours (gpu_hours)"
+    if reason is Reason.ENERGY and spec.kwh is not None:
+        return f"it has used up its {spec.kwh:g} kWh (kwh)"
     if reason is Reason.TIME_LIMIT and spec.max_duration is not None:
         return f"it has run for its longest duration of {spec.max_duration:g} s (max_duration)"
     if reason is Reason.WINDOW:

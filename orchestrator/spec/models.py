@@ -131,6 +131,8 @@ class RunSpec(_Model):
     """Executes only while a kWh of electricity costs at most this, by the tariff of `orch tariff`."""
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
     """Most hours of GPUs that all attempts together may use."""
+    kwh: Annotated[float, Field(gt=0)] | None = None
+    """Most energy that all attempts together may use, in kilowatt-hours, measured or estimated."""
     tags: dict[Name, FreeText] = Field(default_factory=dict)
     """Free labels, shown in MLflow."""
 

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -25,7 +25,6 @@ from orchestrator.endpoint import endpoint
 from orchestrator.errors import OrchError, Problem, SpecError, UnavailableError, from_kind
 from orchestrator.messages import (
     CheckpointView,
-    ExtendRequest,
     GarbageRequest,
     GarbageView,
     Health,
@@ -44,10 +43,6 @@ from orchestrator.messages import (
     RunView,
     SubmitRequest,
     Submitted,
-    SweepDetail,
-    SweepRequest,
-    SweepSubmitted,
-    SweepView,
     TagRequest,
     WhyView,
 )
@@ -60,6 +55,15 @@ from orchestrator.messages_schedules import (
     ScheduleRequest,
     ScheduleView,
 )
+
+if TYPE_CHECKING:
+    from orchestrator.messages_sweeps import (
+        ExtendRequest,
+        SweepDetail,
+        SweepRequest,
+        SweepSubmitted,
+        SweepView,
+    )
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -166,6 +170,8 @@ class Client:
         Where the connection breaks before the answer came, the request is sent again with the same key, for
         up to `patience_s`. A controller that is not there at all is reported at once.
         """
+        from orchestrator.messages_sweeps import SweepSubmitted
+
         return self._accepted(SweepSubmitted, "/v1/sweeps", request, "sweep", patience_s)
 
     def _accepted(
@@ -304,26 +310,38 @@ class Client:
 
     def sweeps(self, states: Sequence[str] = (), limit: int = MOST_RUNS) -> list[SweepView]:
         """Sweeps in one of the states (any where none is given), newest first."""
+        from orchestrator.messages_sweeps import SweepView
+
         return self._many(SweepView, "/v1/sweeps", {"state": list(states), "limit": limit})
 
     def sweep(self, ref: str) -> SweepDetail:
         """Everything about one sweep. `ref`: an id, a unique prefix of one, or a name (its newest sweep)."""
+        from orchestrator.messages_sweeps import SweepDetail
+
         return self._one(SweepDetail, "GET", _sweep_path(ref))
 
     def pause_sweep(self, ref: str) -> SweepView:
         """No new trials and no promotions until it is resumed; what executes goes on."""
+        from orchestrator.messages_sweeps import SweepView
+
         return self._one(SweepView, "POST", _sweep_path(ref, "pause"))
 
     def resume_sweep(self, ref: str) -> SweepView:
         """Go on with a paused sweep."""
+        from orchestrator.messages_sweeps import SweepView
+
         return self._one(SweepView, "POST", _sweep_path(ref, "resume"))
 
     def cancel_sweep(self, ref: str) -> SweepView:
         """End a sweep and the runs of its trials for good. Durable once this returns."""
+        from orchestrator.messages_sweeps import SweepView
+
         return self._one(SweepView, "POST", _sweep_path(ref, "cancel"))
 
     def extend_sweep(self, ref: str, request: ExtendRequest) -> SweepView:
         """Give a sweep a larger budget; one that has finished goes on."""
+        from orchestrator.messages_sweeps import SweepView
+
         return self._one(SweepView, "POST", _sweep_path(ref, "extend"), body=request)
 
     # ------------------------------------------------------------------ schedules

@@ -106,6 +106,10 @@ class PaperAgent:
     def _unix(self, at: float) -> float:
         return self.clock.now().timestamp() - (self.clock.at - at)
 
+    def _measured(self, step: int) -> int:
+        """Unix milliseconds of a step."""
+        return int(self._unix(self.began + (step - self.first) * self.pace) * 1000)
+
     def work(self, spans: list[Span]) -> None:
         """What happened until now."""
         now = self.clock.at
@@ -147,9 +151,7 @@ class PaperAgent:
             first_step=self.first,
             step=upto,
             points=[
-                Point(
-                    key="val/loss", step=s, time_ms=int(self.clock.at * 1000), value=self.curve(self.job, s)
-                )
+                Point(key="val/loss", step=s, time_ms=self._measured(s), value=self.curve(self.job, s))
                 for s in marks
             ],
             checkpoints=[

@@ -13,15 +13,8 @@ from orchestrator.analysis.report import Axis, Entry, Kept, Report
 from orchestrator.analysis.report.curves import best_of, curve, trained
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.domain.sweeps import SweepState, TrialState
-from orchestrator.messages import (
-    AttemptView,
-    CheckpointView,
-    PointView,
-    SweepDetail,
-    SweepUse,
-    SweepView,
-    TrialView,
-)
+from orchestrator.messages import AttemptView, CheckpointView, PointView
+from orchestrator.messages_sweeps import SweepDetail, SweepUse, SweepView, TrialView
 from orchestrator.spec.models import RunSpec, Variant
 from orchestrator.spec.sweep import SweepSpec
 from trainer.config import TrainerConfig

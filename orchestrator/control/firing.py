@@ -29,7 +29,8 @@ from orchestrator.domain.schedules import (
 from orchestrator.domain.states import Reason
 from orchestrator.domain.sweeps import SweepRecord
 from orchestrator.errors import OrchError, StoreUnavailableError, UnavailableError
-from orchestrator.messages import SubmitRequest, Submitted, SweepRequest, SweepSubmitted
+from orchestrator.messages import SubmitRequest, Submitted
+from orchestrator.messages_sweeps import SweepRequest, SweepSubmitted
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.store.ledger import Ledger, Transaction
 

@@ -20,7 +20,8 @@ from orchestrator.control.logs import RunFiles
 from orchestrator.control.views import Views
 from orchestrator.domain.sweeps import TrialRecord
 from orchestrator.errors import NotFoundError, SetupError, StoreError
-from orchestrator.messages import AttemptView, CheckpointView, RunDetail, SweepDetail, TrialView
+from orchestrator.messages import AttemptView, CheckpointView, RunDetail
+from orchestrator.messages_sweeps import SweepDetail, TrialView
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.spool import Spool

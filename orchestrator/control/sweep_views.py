@@ -11,7 +11,8 @@ from orchestrator.domain.limits import HOUR_S
 from orchestrator.domain.rungs import rungs
 from orchestrator.domain.sweeps import SweepRecord, SweepState, TrialRecord
 from orchestrator.domain.trials import Used, standings, total_points
-from orchestrator.messages import RunView, SweepDetail, SweepUse, SweepView, TrialView
+from orchestrator.messages import RunView
+from orchestrator.messages_sweeps import SweepDetail, SweepUse, SweepView, TrialView
 from orchestrator.store.ledger import Ledger, Transaction
 from orchestrator.store.spool import Spool
 from orchestrator.tracking.links import charts_link, compare_link, run_link

@@ -20,7 +20,7 @@ from orchestrator.domain.records import RunRecord
 from orchestrator.domain.sweeps import SweepRecord, SweepState
 from orchestrator.domain.transitions import cancel
 from orchestrator.errors import ConflictError, OrchError
-from orchestrator.messages import ExtendRequest, SweepRequest, SweepSubmitted
+from orchestrator.messages_sweeps import ExtendRequest, SweepRequest, SweepSubmitted
 from orchestrator.spec.identity import sweep_hash
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.store.ledger import Ledger, Transaction

@@ -11,7 +11,7 @@ from orchestrator.domain import gang
 from orchestrator.domain.notice import Notice, NoticeKind
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import RunState
-from orchestrator.messages import SweepView
+from orchestrator.messages_sweeps import SweepView
 
 Words = tuple[str, str]
 """Title and body."""

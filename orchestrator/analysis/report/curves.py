@@ -16,33 +16,43 @@ MOST_POINTS = 2000
 
 def curve(points: Sequence[PointView], attempts: Sequence[AttemptView], most: int = MOST_POINTS) -> Curve:
     """The points of one metric in the order of their steps, thinned to `most`."""
-    begun = _begun(attempts)
     ordered = sorted(points, key=lambda point: point.step)
-    first = ordered[0].time_ms / 1000 if ordered else 0.0
-    seconds = [_elapsed(point, begun, first) for point in ordered]
+    begun = _begun(ordered, attempts)
+    seconds = [
+        before + point.time_ms / 1000 - start for point in ordered for start, before in [begun[point.attempt]]
+    ]
     whole = Curve(
         tuple(point.step for point in ordered), tuple(seconds), tuple(point.value for point in ordered)
     )
     return thinned(whole, most)
 
 
-def _begun(attempts: Sequence[AttemptView]) -> dict[int, tuple[float, float]]:
-    """Number of each attempt -> (Unix time of its start, seconds that those before it had trained)."""
+def _begun(points: Sequence[PointView], attempts: Sequence[AttemptView]) -> dict[int, tuple[float, float]]:
+    """Number of each attempt -> (Unix time of its start by its node's clock, seconds trained before it)."""
+    spans: dict[int, tuple[float, float]] = {}
+    for point in points:
+        at = point.time_ms / 1000
+        first, last = spans.get(point.attempt, (at, at))
+        spans[point.attempt] = min(first, at), max(last, at)
     found: dict[int, tuple[float, float]] = {}
     before = 0.0
     for attempt in attempts:
-        if attempt.started_at is None:
-            continue
-        found[attempt.number] = (attempt.started_at.timestamp(), before)
-        if attempt.ended_at is not None:
+        if attempt.number in spans:
+            found[attempt.number] = (_start(attempt, *spans[attempt.number]), before)
+        if attempt.started_at is not None and attempt.ended_at is not None:
             before += max(0.0, (attempt.ended_at - attempt.started_at).total_seconds())
-    return found
+    return {number: found.get(number, (first, 0.0)) for number, (first, _) in spans.items()}
 
 
-def _elapsed(point: PointView, begun: dict[int, tuple[float, float]], first: float) -> float:
-    """A clock of another machine may be behind ours; time of training is never below what was before."""
-    start, before = begun.get(point.attempt, (first, 0.0))
-    return before + max(0.0, point.time_ms / 1000 - start)
+def _start(attempt: AttemptView, first: float, last: float) -> float:
+    """When it began, by the clock that its points were measured with: another machine's, which may be wrong.
+
+    By ours where no point then is from before its start or after its end.
+    """
+    if attempt.started_at is None or first < attempt.started_at.timestamp():
+        return first
+    late = max(0.0, last - attempt.ended_at.timestamp()) if attempt.ended_at is not None else 0.0
+    return min(first, attempt.started_at.timestamp() + late)
 
 
 def thinned(curve: Curve, most: int) -> Curve:

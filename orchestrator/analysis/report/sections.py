@@ -23,7 +23,8 @@ from orchestrator.analysis.report.tables import (
     machines,
 )
 from orchestrator.analysis.report.verdict import verdict
-from orchestrator.messages import CheckpointView, SweepDetail
+from orchestrator.messages import CheckpointView
+from orchestrator.messages_sweeps import SweepDetail
 from orchestrator.spec.sweep import Pruner, Sampler
 
 MOST_SAMPLE = 1500

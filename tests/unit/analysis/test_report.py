@@ -181,9 +181,16 @@ def test_time_of_training_leaves_out_the_day_between_two_nights() -> None:
     assert curve(both, attempts).seconds == (0, 1, 2, 10, 11)
 
 
-def test_a_machine_whose_clock_is_behind_gives_no_time_before_the_start() -> None:
-    behind = points([1, 2], begin=NIGHT - timedelta(hours=1))
-    assert curve(behind, [an_attempt(1, NIGHT, 10)]).seconds == (0, 0)
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_machine_whose_clock_is_wrong(hours: int) -> None:
+    measured = points([3, 2, 1], begin=NIGHT + timedelta(hours=hours))
+    seconds = curve(measured, [an_attempt(1, NIGHT, 10)]).seconds
+    assert [b - a for a, b in pairwise(seconds)] == [1, 1]
+    assert 0 <= seconds[0] <= seconds[-1] <= 10
+
+
+def test_points_of_an_attempt_that_is_not_known_have_a_time_too() -> None:
+    assert curve(points([3, 2, 1], attempt=4), []).seconds == (0, 1, 2)
 
 
 @pytest.mark.parametrize("count", [1, 2, 1999, 2000, 2001, 2003, 4001, 50_000])

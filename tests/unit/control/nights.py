@@ -22,8 +22,9 @@ from orchestrator.domain.states import OPEN_STATES, RunState
 from orchestrator.domain.sweeps import SweepRecord, SweepState
 from orchestrator.domain.transitions import cancel
 from orchestrator.errors import OrchError
-from orchestrator.messages import SubmitRequest, Submitted, SweepRequest, SweepSubmitted
+from orchestrator.messages import SubmitRequest, Submitted
 from orchestrator.messages_schedules import ScheduleRequest, ScheduleView
+from orchestrator.messages_sweeps import SweepRequest, SweepSubmitted
 from orchestrator.store import tables
 from orchestrator.store.ledger import Ledger, Transaction
 from tests.clocks import TurnedClock

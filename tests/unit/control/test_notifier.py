@@ -31,7 +31,7 @@ from orchestrator.messages import NotifyRequest
 from orchestrator.notify import texts
 from orchestrator.notify.sending import Sender
 from orchestrator.notify.targets import Target, TargetFile
-from orchestrator.spec.sweep import Parameter, SweepSpec
+from orchestrator.spec.sweep import Budget, Parameter, SweepSpec
 from orchestrator.store.ledger import Ledger
 from tests.receivers import Webhook, serving
 from tests.support import free_port, wait_until
@@ -44,7 +44,7 @@ SWEEP = SweepRecord(
     "s1",
     0,
     "key",
-    SweepSpec(name="s", base=spec(), space={"seed": Parameter(choice=[1])}),
+    SweepSpec(name="s", base=spec(), space={"priority": Parameter(choice=[1])}, budget=Budget(trials=1)),
     "0" * 64,
     "",
     "ada",

@@ -1,4 +1,4 @@
-"""Reports from a real ledger, spool, store and files; a sweep runs in the real controller, on paper."""
+"""Reports from a real ledger, spool, store and files. Sweeps run in the real controller, on paper."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -25,7 +25,6 @@ from orchestrator.endpoint import endpoint
 from orchestrator.errors import OrchError, Problem, SpecError, UnavailableError, from_kind
 from orchestrator.messages import (
     CheckpointView,
-    ExtendRequest,
     GarbageRequest,
     GarbageView,
     Health,
@@ -34,26 +33,45 @@ from orchestrator.messages import (
     LogPage,
     MoveRequest,
     NodeView,
+    NotifyRequest,
+    NotifySent,
+    NotifyTest,
+    NotifyView,
     PlanView,
     PointView,
     RunDetail,
     RunView,
     SubmitRequest,
     Submitted,
-    SweepDetail,
-    SweepRequest,
-    SweepSubmitted,
-    SweepView,
     TagRequest,
     WhyView,
 )
 from orchestrator.messages import Problem as ProblemBody
+from orchestrator.messages_schedules import (
+    ComingView,
+    FireRequest,
+    FireView,
+    ScheduleDetail,
+    ScheduleRequest,
+    ScheduleView,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.messages_sweeps import (
+        ExtendRequest,
+        SweepDetail,
+        SweepRequest,
+        SweepSubmitted,
+        SweepView,
+    )
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
 TIMEOUT_S = 30.0
 """Longest wait for an answer."""
+NOTIFY_TIMEOUT_S = 120.0
+"""Longest wait for services that notifications go to."""
 GARBAGE_TIMEOUT_S = 1800.0
 """Longest wait for a whole store to be looked through."""
 REPORT_TIMEOUT_S = 300.0
@@ -152,6 +170,8 @@ class Client:
         Where the connection breaks before the answer came, the request is sent again with the same key, for
         up to `patience_s`. A controller that is not there at all is reported at once.
         """
+        from orchestrator.messages_sweeps import SweepSubmitted
+
         return self._accepted(SweepSubmitted, "/v1/sweeps", request, "sweep", patience_s)
 
     def _accepted(
@@ -223,6 +243,25 @@ class Client:
         """Set a limit, or take it away."""
         return self._one(LimitsView, "PUT", "/v1/limits", body=request)
 
+    def notify_targets(self) -> list[NotifyView]:
+        """Who is told of what happens, with addresses masked."""
+        return self._many(NotifyView, "/v1/notify")
+
+    def add_notify(self, request: NotifyRequest) -> NotifyView:
+        """Tell somebody from now on. SpecError where the address is not understood."""
+        answer = self._request("POST", "/v1/notify", body=request, timeout_s=NOTIFY_TIMEOUT_S)
+        return self._read(NotifyView, answer.content)
+
+    def remove_notify(self, name: str) -> NotifyView:
+        """Tell somebody nothing any more."""
+        return self._one(NotifyView, "DELETE", f"/v1/notify/{quote(name, safe='')}")
+
+    def test_notify(self, names: Sequence[str] = ()) -> list[NotifySent]:
+        """Send a message to these targets, all where none is named, and say what came of it."""
+        body = NotifyTest(names=list(names))
+        answer = self._request("POST", "/v1/notify/test", body=body, timeout_s=NOTIFY_TIMEOUT_S)
+        return self._read(list[NotifySent], answer.content)
+
     def checkpoints(self, ref: str) -> list[CheckpointView]:
         """Committed checkpoints of a run."""
         return self._many(CheckpointView, _run_path(ref, "checkpoints"))
@@ -271,27 +310,77 @@ class Client:
 
     def sweeps(self, states: Sequence[str] = (), limit: int = MOST_RUNS) -> list[SweepView]:
         """Sweeps in one of the states (any where none is given), newest first."""
+        from orchestrator.messages_sweeps import SweepView
+
         return self._many(SweepView, "/v1/sweeps", {"state": list(states), "limit": limit})
 
     def sweep(self, ref: str) -> SweepDetail:
         """Everything about one sweep. `ref`: an id, a unique prefix of one, or a name (its newest sweep)."""
+        from orchestrator.messages_sweeps import SweepDetail
+
         return self._one(SweepDetail, "GET", _sweep_path(ref))
 
     def pause_sweep(self, ref: str) -> SweepView:
         """No new trials and no promotions until it is resumed; what executes goes on."""
+        from orchestrator.messages_sweeps import SweepView
+
         return self._one(SweepView, "POST", _sweep_path(ref, "pause"))
 
     def resume_sweep(self, ref: str) -> SweepView:
         """Go on with a paused sweep."""
+        from orchestrator.messages_sweeps import SweepView
+
         return self._one(SweepView, "POST", _sweep_path(ref, "resume"))
 
     def cancel_sweep(self, ref: str) -> SweepView:
         """End a sweep and the runs of its trials for good. Durable once this returns."""
+        from orchestrator.messages_sweeps import SweepView
+
         return self._one(SweepView, "POST", _sweep_path(ref, "cancel"))
 
     def extend_sweep(self, ref: str, request: ExtendRequest) -> SweepView:
         """Give a sweep a larger budget; one that has finished goes on."""
+        from orchestrator.messages_sweeps import SweepView
+
         return self._one(SweepView, "POST", _sweep_path(ref, "extend"), body=request)
+
+    # ------------------------------------------------------------------ schedules
+
+    def add_schedule(self, request: ScheduleRequest) -> ScheduleView:
+        """Have a schedule accepted; the same key is the same schedule."""
+        return self._one(ScheduleView, "POST", "/v1/schedules", body=request)
+
+    def schedules(self, *, ended: bool = False) -> list[ScheduleView]:
+        """Schedules, oldest first; with `ended` also those that never fire again by themselves."""
+        return self._many(ScheduleView, "/v1/schedules", {"ended": ended})
+
+    def schedule(self, ref: str) -> ScheduleDetail:
+        """Everything about one schedule. `ref` is an id, a unique prefix of one, or a name."""
+        return self._one(ScheduleDetail, "GET", _schedule_path(ref))
+
+    def fires(self, ref: str, limit: int = 50) -> list[FireView]:
+        """What became of a schedule's due times, newest first."""
+        return self._many(FireView, _schedule_path(ref, "fires"), {"limit": limit})
+
+    def coming_fires(self, ref: str | None = None, limit: int = 10) -> list[ComingView]:
+        """Due times that are still to come, of one schedule or of all, in their order."""
+        return self._many(ComingView, "/v1/coming", {"ref": ref, "limit": limit})
+
+    def pause_schedule(self, ref: str) -> ScheduleView:
+        """No due time counts until it is resumed; what has fired goes on."""
+        return self._one(ScheduleView, "POST", _schedule_path(ref, "pause"))
+
+    def resume_schedule(self, ref: str) -> ScheduleView:
+        """Due times count from now on."""
+        return self._one(ScheduleView, "POST", _schedule_path(ref, "resume"))
+
+    def remove_schedule(self, ref: str) -> ScheduleView:
+        """It never fires again; what it has created goes on."""
+        return self._one(ScheduleView, "DELETE", _schedule_path(ref))
+
+    def fire(self, ref: str, key: str) -> FireView:
+        """Fire now; the same key is the same fire. ConflictError where earlier work forbids it."""
+        return self._one(FireView, "POST", _schedule_path(ref, "fires"), body=FireRequest(key=key))
 
     # ------------------------------------------------------------------ cluster
 
@@ -479,6 +568,10 @@ class Client:
 
 def _sweep_path(ref: str, part: str = "") -> str:
     return f"/v1/sweeps/{quote(ref, safe='')}" + (f"/{part}" if part else "")
+
+
+def _schedule_path(ref: str, part: str = "") -> str:
+    return f"/v1/schedules/{quote(ref, safe='')}" + (f"/{part}" if part else "")
 
 
 def _run_path(ref: str, *rest: str) -> str:

@@ -37,6 +37,10 @@ class Triggers:
     """Which limit that is, and in words."""
     at_rung: Callable[[], bool] = lambda: False
     """Whether the program has reached the step at which its sweep compares it."""
+    spent: Callable[[], str | None] = lambda: None
+    """Why the run may use no more energy, or None."""
+    limit_grace_s: float = GRACE_S
+    """Time to save then."""
     terminated: bool = False
     """SIGTERM has come to the agent."""
     waking: Waking | None = None
@@ -67,9 +71,11 @@ class Triggers:
 
     def _find_local(self) -> Stop | None:
         if self.deadline is not None and self.clock.boottime() >= self.deadline:
-            return Stop(*self.limit, GRACE_S)
+            return Stop(*self.limit, self.limit_grace_s)
         if self.at_rung():
             return Stop(Reason.RUNG, CONSEQUENCES[Reason.RUNG].text, GRACE_S)
+        if (why := self.spent()) is not None:
+            return Stop(Reason.ENERGY, why, GRACE_S)
         if self.terminated:
             return Stop(Reason.SHUTDOWN, "the agent was asked to end", GRACE_S)
         if not self.orphaned and not self.watched.alive():

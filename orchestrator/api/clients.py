@@ -20,6 +20,10 @@ from orchestrator.messages import (
     LogPage,
     MoveRequest,
     NodeView,
+    NotifyRequest,
+    NotifySent,
+    NotifyTest,
+    NotifyView,
     PlanView,
     PointView,
     RunDetail,
@@ -113,6 +117,30 @@ def limits(request: Request) -> LimitsView:
 def set_limit(request: Request, body: LimitRequest) -> LimitsView:
     """Set a limit, or take it away."""
     return controller(request).service.set_limit(body)
+
+
+@router.get("/notify")
+def notify(request: Request) -> list[NotifyView]:
+    """Who is told of what happens."""
+    return controller(request).telling.targets()
+
+
+@router.post("/notify", status_code=201)
+def add_notify(request: Request, body: NotifyRequest) -> NotifyView:
+    """Tell somebody from now on."""
+    return controller(request).telling.add(body)
+
+
+@router.delete("/notify/{name}")
+def remove_notify(request: Request, name: str) -> NotifyView:
+    """Tell somebody nothing any more."""
+    return controller(request).telling.remove(name)
+
+
+@router.post("/notify/test")
+def test_notify(request: Request, body: NotifyTest) -> list[NotifySent]:
+    """Send a message to targets, now."""
+    return controller(request).telling.test(body.names)
 
 
 @router.get("/runs/{ref}/checkpoints")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from orchestrator.api.agents import controller
 from orchestrator.domain.sweeps import SweepRecord, SweepState
-from orchestrator.messages import ExtendRequest, SweepDetail, SweepRequest, SweepSubmitted, SweepView
+from orchestrator.messages_sweeps import ExtendRequest, SweepDetail, SweepRequest, SweepSubmitted, SweepView
 
 router = APIRouter(prefix="/v1/sweeps")
 

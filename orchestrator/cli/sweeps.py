@@ -12,11 +12,11 @@ from rich.text import Text
 from orchestrator.cli import render
 from orchestrator.cli.common import RUNS, Json, connect, out, print_json, width
 from orchestrator.cli.render import Cell, Column
-from orchestrator.domain.sweeps import SweepState, TrialState
+from orchestrator.domain.sweep_states import SweepState, TrialState
 
 if TYPE_CHECKING:
     from orchestrator.client import Client
-    from orchestrator.messages import SweepDetail, SweepView, TrialView
+    from orchestrator.messages_sweeps import SweepDetail, SweepView, TrialView
     from orchestrator.spec import LoadedSweep
 
 SWEEP_COLUMNS = [
@@ -75,7 +75,7 @@ def submit(loaded: LoadedSweep, key: str | None, watch: bool, as_json: bool) -> 
     """Submit a sweep that was read from a file."""
     import getpass
 
-    from orchestrator.messages import SweepRequest
+    from orchestrator.messages_sweeps import SweepRequest
 
     request = SweepRequest(
         spec=loaded.spec, key=key or uuid.uuid4().hex, source=loaded.source, user=getpass.getuser()
@@ -189,7 +189,7 @@ def extend(
 
     - `orch sweep extend lr-width --trials 60`
     """
-    from orchestrator.messages import ExtendRequest
+    from orchestrator.messages_sweeps import ExtendRequest
     from orchestrator.spec.values import parse_duration
 
     try:

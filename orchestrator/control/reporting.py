@@ -20,7 +20,8 @@ from orchestrator.control.logs import RunFiles
 from orchestrator.control.views import Views
 from orchestrator.domain.sweeps import TrialRecord
 from orchestrator.errors import NotFoundError, SetupError, StoreError
-from orchestrator.messages import AttemptView, CheckpointView, RunDetail, SweepDetail, TrialView
+from orchestrator.messages import AttemptView, CheckpointView, RunDetail
+from orchestrator.messages_sweeps import SweepDetail, TrialView
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.spool import Spool
@@ -140,7 +141,7 @@ class Reporting:
 
     def _attempts(self, run_id: str) -> tuple[AttemptView, ...]:
         with self._ledger.read() as ledger:
-            return tuple(self._views.attempts(ledger.attempts(run_id)))
+            return tuple(self._views.attempts(ledger.run(run_id), ledger.attempts(run_id)))
 
     def _with_curves(self, report: Report) -> Report:
         """With the objective's curves of the trials that are drawn."""
@@ -179,6 +180,7 @@ class Reporting:
             metrics=shown,
             comparison=comparison,
             links=links,
+            currency=next((d.run.currency for d in details if d.run.currency), ""),
             version=__version__,
         )
         return replace(report, kept=self._kept(report))
@@ -212,6 +214,8 @@ class Reporting:
             seconds=trained(attempts, self._clock.now()),
             attempts=attempts,
             curves=curves,
+            energy_kwh=run.energy_kwh,
+            cost=run.cost,
         )
 
     # ------------------------------------------------------------------ the best checkpoint

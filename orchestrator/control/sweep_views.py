@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from orchestrator.clock import Clock
 from orchestrator.control.views import Views
+from orchestrator.domain.energy import KWH_J
 from orchestrator.domain.limits import HOUR_S
 from orchestrator.domain.rungs import rungs
 from orchestrator.domain.sweeps import SweepRecord, SweepState, TrialRecord
-from orchestrator.domain.trials import JOULES_PER_KWH, Used, standings, total_points
-from orchestrator.messages import RunView, SweepDetail, SweepUse, SweepView, TrialView
+from orchestrator.domain.trials import Used, standings, total_points
+from orchestrator.messages import RunView
+from orchestrator.messages_sweeps import SweepDetail, SweepUse, SweepView, TrialView
 from orchestrator.store.ledger import Ledger, Transaction
 from orchestrator.store.spool import Spool
 from orchestrator.tracking.links import charts_link, compare_link, run_link
@@ -146,4 +148,4 @@ def _rungs(sweep: SweepRecord) -> list[int]:
 
 
 def _kwh(used: Used) -> float | None:
-    return None if used.joules is None else used.joules / JOULES_PER_KWH
+    return None if used.joules is None else used.joules / KWH_J

@@ -12,6 +12,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 
 from orchestrator.clock import Clock
 from orchestrator.control.sweep_round import LiveSweep, SweepRound, Told
@@ -19,7 +20,7 @@ from orchestrator.domain.records import RunRecord
 from orchestrator.domain.sweeps import SweepRecord, SweepState
 from orchestrator.domain.transitions import cancel
 from orchestrator.errors import ConflictError, OrchError
-from orchestrator.messages import ExtendRequest, SweepRequest, SweepSubmitted
+from orchestrator.messages_sweeps import ExtendRequest, SweepRequest, SweepSubmitted
 from orchestrator.spec.identity import sweep_hash
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.store.ledger import Ledger, Transaction
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 _ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 LOOK_S = 2.0
 """How often a sweep is looked at whose budget, target or pruner depends on what runs are doing meanwhile."""
+_LATELY, _AGAIN = timedelta(hours=1), 5
+"""Sweeps that ended within this time, at most so many, are said to have ended once more at the start."""
 AGAIN_S = 5.0
 """Pause after a round that failed."""
 
@@ -61,6 +64,11 @@ class Sweeps:
         """Begin to make rounds."""
         for live in self._live.values():
             self._told.again(live)
+        with self._ledger.read() as reading:
+            ended = reading.sweeps.all(states=[state for state in SweepState if state.final], limit=_AGAIN)
+        for sweep in ended:  # the controller before this one may have ended before it could say so
+            if sweep.ended_at is not None and self._clock.now() - sweep.ended_at < _LATELY:
+                self._told.ended(sweep)
         self._thread.start()
 
     def stop(self) -> None:

@@ -74,6 +74,8 @@ class Reason(StrEnum):
     TIME_LIMIT = "time-limit"
     DEADLINE = "deadline"
     GPU_HOURS = "gpu-hours"
+    ENERGY = "energy"
+    WINDOW = "window"
     STORE_FULL = "store-full"
     STORE_FAILED = "store-failed"
 
@@ -125,6 +127,8 @@ CONSEQUENCES: dict[Reason, Consequence] = {
     Reason.TIME_LIMIT: Consequence(Then.FAIL, "it reached its longest duration"),
     Reason.DEADLINE: Consequence(Then.FAIL, "its deadline has passed"),
     Reason.GPU_HOURS: Consequence(Then.FAIL, "it has used up its GPU-hours"),
+    Reason.ENERGY: Consequence(Then.FAIL, "it has used up its energy"),
+    Reason.WINDOW: Consequence(Then.QUEUE, "saved, because the hours in which it may run end"),
     Reason.STORE_FULL: Consequence(Then.RETRY, "the checkpoint store is full"),
     Reason.STORE_FAILED: Consequence(Then.RETRY, "the checkpoint store failed"),
 }

@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from orchestrator.domain.energy import KWH_J
 from orchestrator.domain.limits import HOUR_S
 from orchestrator.domain.sweeps import TrialRecord, TrialState
 from orchestrator.spec.sweep import Budget, Objective, SweepSpec
 
-JOULES_PER_KWH = 3.6e6
 HOPELESS = 5
 """So many trials, and all of them failed: the sweep is given up."""
 
@@ -124,7 +124,7 @@ def spent(used: Used, budget: Budget) -> str:
         return f"its {budget.duration / HOUR_S:.3g} hours of training are used up"
     if budget.gpu_hours is not None and used.gpu_seconds >= budget.gpu_hours * HOUR_S:
         return f"its {budget.gpu_hours:g} GPU-hours are used up"
-    if budget.kwh is not None and (used.joules or 0.0) >= budget.kwh * JOULES_PER_KWH:
+    if budget.kwh is not None and (used.joules or 0.0) >= budget.kwh * KWH_J:
         return f"its {budget.kwh:g} kWh are used up"
     return ""
 

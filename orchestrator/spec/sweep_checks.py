@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 MAX_GRID: Final = 100_000
 """Most points of a grid."""
+MAX_INT: Final = 2**53
+"""Whole numbers up to here are exact wherever samplers compute with them."""
 MAX_NAME: Final = 56
 """A trial's name is its sweep's with a dash and a number of at most six digits, and is a name itself."""
-_OURS: Final = ("name", "experiment")
+OURS: Final = ("name", "experiment")
 
 Errors = Iterator[InitErrorDetails]
 
@@ -57,6 +59,9 @@ def _wrong_in_range(parameter: Parameter, kind: str, low: float, high: float) ->
     if not low < high:
         yield mistake((kind,), f"expected the lower end first, got {low:g} and {high:g}", [low, high])
         return
+    if kind == "int" and max(-low, high) > MAX_INT:
+        yield mistake((kind,), f"expected numbers of at most {MAX_INT}", [low, high])
+        return
     if parameter.log and low <= 0:
         yield mistake(("log",), f"a logarithmic scale needs values above 0, but the range begins at {low:g}")
     if parameter.step is None:
@@ -67,7 +72,9 @@ def _wrong_in_range(parameter: Parameter, kind: str, low: float, high: float) ->
         yield mistake(("step",), f"expected a whole number, got {parameter.step:g}", parameter.step)
         return
     steps = (high - low) / parameter.step
-    if steps < 1 or not math.isclose(steps, round(steps), rel_tol=1e-9):
+    if steps > MAX_INT:
+        yield mistake(("step",), "expected larger steps: these are more values than can be counted")
+    elif steps < 1 or not math.isclose(steps, round(steps), rel_tol=1e-9):
         fits = f"such as {low + max(math.floor(steps), 1) * parameter.step:g}"
         yield mistake(
             ("step",),
@@ -99,7 +106,7 @@ def _wrong_in_name(sweep: SweepSpec) -> Errors:
 
 def _wrong_in_targets(sweep: SweepSpec) -> Errors:
     for path in sweep.space:
-        if path in _OURS:
+        if path in OURS:
             yield mistake(("space", path, "[key]"), f"`{path}` is the same for all trials of a sweep", path)
         elif sweep.repeat > 1 and path.split(".")[-2:] == ["trainer", "seed"]:
             yield mistake(

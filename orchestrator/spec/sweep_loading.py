@@ -106,6 +106,7 @@ def _parse(text: str, file_name: str, overrides: Items[str], folder: Path) -> Sw
     for override in first:
         problems += apply_override(root, override, shape)
     of_file = _read_base(root, folder)
+    _write_out(root)
     for override in overrides:
         if override not in first:
             problems += apply_override(root, override, shape)

@@ -87,10 +87,11 @@ def _wrong_parameter(base: RunSpec, text: str, parameter: Parameter) -> Iterator
         yield mistake(("space", text, "[key]"), problem, text)
         return
     for place, value in _samples(parameter):
-        if problem := _wrong_value(base, path, value):
-            yield mistake(("space", text, *place), problem, value)
-            if parameter.choice is None:
-                return
+        problem, of_key = _wrong_value(base, path, value)
+        if problem:
+            yield mistake(("space", text, *(("[key]",) if of_key else place)), problem, value)
+        if problem and (of_key or parameter.choice is None):
+            return
 
 
 def _no_place(base: RunSpec, path: Path, shape: Shape | None) -> str | None:
@@ -126,11 +127,11 @@ def _samples(parameter: Parameter) -> Iterator[tuple[Location, Any]]:
         yield ("float",), value_at(parameter, 1) if parameter.step else low + (high - low) * _INSIDE
 
 
-def _wrong_value(base: RunSpec, path: Path, value: Any) -> str | None:
-    """What is wrong with a value by itself, whatever stands beside it."""
+def _wrong_value(base: RunSpec, path: Path, value: Any) -> tuple[str, bool]:
+    """What is wrong with a value by itself, whatever stands beside it, and whether that is about its key."""
     shape = shape_of(RunSpec).at(path)
     if shape and shape.kind == "number" and isinstance(value, bool):
-        return f"expected {shape.expected}, got {shown(value)}"
+        return f"expected {shape.expected}, got {shown(value)}", False
     data = plain_base(base)
     put(data, path, value)
     above: Path = path[: path.index("trainer") + 1] if "trainer" in path[:3] else ()
@@ -142,9 +143,10 @@ def _wrong_value(base: RunSpec, path: Path, value: Any) -> str | None:
         model.model_validate(part)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            if (*above, *detail["loc"])[: len(path)] == path or detail["loc"][-1:] == ("[key]",):
-                return message_of(detail, path, shape_of(RunSpec))
-    return None
+            of_key = detail["loc"][-1:] == ("[key]",)
+            if of_key or (*above, *detail["loc"])[: len(path)] == path:
+                return message_of(detail, path, shape_of(RunSpec)), of_key
+    return "", False
 
 
 # ------------------------------------------------------------------ combinations
@@ -152,7 +154,7 @@ def _wrong_value(base: RunSpec, path: Path, value: Any) -> str | None:
 
 def _wrong_combinations(base: RunSpec, space: Mapping[str, Parameter]) -> list[InitErrorDetails]:
     """The first few of the combinations that contradict themselves, each at a parameter that it is about."""
-    found: dict[tuple[Location, str], InitErrorDetails] = {}
+    found: dict[tuple[Any, ...], InitErrorDetails] = {}
     paths = {text: path_of(text) for text in space}
     checked = wrong = 0
     for point in combinations(space):
@@ -160,8 +162,10 @@ def _wrong_combinations(base: RunSpec, space: Mapping[str, Parameter]) -> list[I
         details = _errors_of(base, {paths[text]: value for text, value in point.items()})
         wrong += bool(details)
         for detail in details:
-            location, text, value = _blamed(detail, point, paths)
-            found.setdefault((location, text), mistake(location, text, value))
+            named, text = _blamed(detail, point, paths)
+            location, value = ("space", named[0]), point[named[0]]
+            kind = (location, text if len(named) > 1 else detail["loc"])
+            found.setdefault(kind, mistake(location, text, value))
     errors = [*found.values()]
     if len(errors) > _SHOWN:
         more = f"{wrong} of {checked} combinations would not be accepted, the first ones are listed"
@@ -227,15 +231,15 @@ def _errors_of(base: RunSpec, values: Mapping[Path, Any]) -> list[ErrorDetails]:
 
 def _blamed(
     detail: ErrorDetails, point: Mapping[str, Any], paths: Mapping[str, Path]
-) -> tuple[Location, str, Any]:
-    """Where an error of a combination belongs, what it says there, and the value there."""
+) -> tuple[list[str], str]:
+    """The parameters that an error of a combination is about, and what it says at the first of them."""
     text = message_of(detail, detail["loc"], shape_of(RunSpec))
     named = [path for path in point if str(paths[path][-1]) in text or paths[path] == detail["loc"]] or [
         *point
     ]
-    first = next((path for path in named if paths[path] == detail["loc"]), named[0])
+    named.sort(key=lambda path: paths[path] != detail["loc"])
     values = ", ".join(f"{path}={shown(point[path])}" for path in named[:4])
-    return ("space", first), f"with {values}: {text}", point[first]
+    return named, f"with {values}: {text}"
 
 
 def problems_of_trial(error: ValidationError, name: str) -> list[Problem]:

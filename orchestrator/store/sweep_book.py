@@ -101,11 +101,21 @@ class SweepBook:
         GPU time of an attempt that executes counts whole GPUs; once it has ended, its share.
         """
         runs, trials, attempts = tables.runs, tables.trials, tables.attempts
-        query = select(runs.c.id, runs.c.seconds_used, runs.c.gpu_seconds_used).join(
-            trials, trials.c.run_id == runs.c.id
-        )
+        query = select(
+            runs.c.id,
+            runs.c.seconds_used,
+            runs.c.gpu_seconds_used,
+            runs.c.joules_used,
+            runs.c.energy_source,
+            runs.c.cost,
+        ).join(trials, trials.c.run_id == runs.c.id)
         found = {
-            row["id"]: Used(row["seconds_used"], row["gpu_seconds_used"])
+            row["id"]: Used(
+                row["seconds_used"],
+                row["gpu_seconds_used"],
+                row["joules_used"] if row["energy_source"] else None,
+                row["cost"],
+            )
             for row in self._all(query.where(trials.c.sweep_id == sweep_id))
         }
         executing = (

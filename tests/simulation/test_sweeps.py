@@ -12,7 +12,7 @@ from orchestrator.agent.job import AgentJob
 from orchestrator.domain.states import RunState
 from orchestrator.domain.sweeps import SweepState, TrialState
 from orchestrator.errors import ConflictError
-from orchestrator.messages import ExtendRequest, SweepDetail, SweepRequest
+from orchestrator.messages_sweeps import ExtendRequest, SweepDetail, SweepRequest
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.store.outbox import CreateRun
 from tests.paper import PaperCluster, spans_of

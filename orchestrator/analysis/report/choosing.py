@@ -8,7 +8,8 @@ from typing import Any
 from orchestrator.analysis.compare import Comparison
 from orchestrator.analysis.report.data import Axis, Direction, Entry
 from orchestrator.analysis.report.words import short_names
-from orchestrator.messages import RunDetail, SweepDetail
+from orchestrator.messages import RunDetail
+from orchestrator.messages_sweeps import SweepDetail
 from orchestrator.spec.sweep import Parameter
 
 _METRICS = ("train/loss", "val/loss", "lr")

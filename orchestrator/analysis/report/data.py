@@ -8,7 +8,8 @@ from datetime import datetime, tzinfo
 from typing import Any, Literal
 
 from orchestrator.analysis.compare import Comparison
-from orchestrator.messages import AttemptView, CheckpointView, SweepDetail
+from orchestrator.messages import AttemptView, CheckpointView
+from orchestrator.messages_sweeps import SweepDetail
 
 Direction = Literal["minimize", "maximize"]
 

@@ -130,6 +130,17 @@ def test_the_leaderboard_has_every_trial_and_marks_one(report: Report) -> None:
 def test_without_energy_there_are_no_columns_of_it(report: Report) -> None:
     text = Tags(render(without_energy(report))).text
     assert not [word for word in text if word in ("kWh", "cost (EUR)", "energy", "cost of energy")]
+    assert not [word for word in text if "Energy is" in word]
+
+
+def test_energy_adds_up_and_says_where_it_is_an_estimate(report: Report) -> None:
+    page = render(report)
+    table = page[page.index('<section id="machines">') :]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", table)
+    total = sum(entry.energy_kwh or 0 for entry in report.entries)
+    assert [cells[0], cells[7]] == ["gaming-pc", "laptop"]
+    assert float(cells[5]) + float(cells[12]) == pytest.approx(total, abs=0.02)
+    assert "Energy is estimated in part." in page
 
 
 def test_failures_name_the_command_that_shows_why(report: Report) -> None:

@@ -282,7 +282,8 @@ def test_parallel_coordinates_have_a_place_for_what_a_trial_does_not_have(report
     assert rate["ticktext"][0] == "0.0001"
     assert rate["range"][0] <= min(rate["values"]) < max(rate["values"]) <= rate["range"][1]
     values = trace["dimensions"][-1]["values"]
-    assert trace["line"]["color"][values.index(min(values))] == 0
+    ranks = trace["line"]["color"]
+    assert ranks[values.index(min(values))] == max(ranks) == trace["line"]["cmax"] == len(values) - 1
 
 
 def test_importance_is_ordered_and_left_out_where_nothing_is_known(report: Report) -> None:

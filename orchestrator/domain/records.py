@@ -47,6 +47,9 @@ class RunRecord:
     """Among runs of one priority a larger number goes first: `orch queue top` sets it."""
     avoid: tuple[tuple[str, Reason], ...] = ()
     """Nodes on which it had better not start again, and how it ended there."""
+    pause_at: int | None = None
+    """Step at which it saves, ends its attempt and is held, for its sweep to decide; None: it goes on to its
+    end."""
     started_at: datetime | None = None
     ended_at: datetime | None = None
 

@@ -23,6 +23,7 @@ from orchestrator.domain.states import OPEN_STATES, Phase, Reason, RunState
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import RunSpec, Variant
 from orchestrator.store import queued, tables
+from orchestrator.store.sweep_book import SweepBook
 
 __all__ = ["OPEN_STATES", "Ledger", "Transaction"]
 
@@ -77,6 +78,7 @@ class Transaction:
         self._connection = connection
         self.runs_changed: dict[str, RunRecord] = {}
         self.attempts_changed: dict[tuple[str, int], AttemptRecord] = {}
+        self.sweeps = SweepBook(connection)
 
     @property
     def changed(self) -> bool:
@@ -296,7 +298,7 @@ def _run_values(run: RunRecord) -> dict[str, Any]:
         "pin_pool",
     )
     more = ("stop", "attempt", "restore_run", "restore_step", "restore_path", "seconds_used")
-    queue = ("gpu_seconds_used", "held", "front")
+    queue = ("gpu_seconds_used", "held", "front", "pause_at")
     return {
         **{name: getattr(run, name) for name in (*plain, *more, *queue)},
         "name": run.spec.name,

@@ -23,3 +23,8 @@ def canonical_json(spec: RunSpec | SweepSpec) -> str:
 def spec_hash(spec: RunSpec | SweepSpec) -> str:
     """SHA-256 of :func:`canonical_json`, in hex."""
     return hashlib.sha256(canonical_json(spec).encode("ascii")).hexdigest()
+
+
+def sweep_hash(spec: SweepSpec) -> str:
+    """The same of a sweep's spec."""
+    return hashlib.sha256(canonical_json(spec).encode("ascii")).hexdigest()

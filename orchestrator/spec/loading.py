@@ -44,6 +44,7 @@ def parse_spec(text: str, file_name: str = "spec", overrides: Items[str] = ()) -
     shape = shape_of(RunSpec)
     for override in overrides:
         problems += apply_override(root, override, shape)
+    _write_out_window(root)
     try:
         spec = RunSpec.model_validate(python_value(root, shape))
     except ValidationError as error:
@@ -65,6 +66,18 @@ def with_new(known: list[Problem], more: list[Problem]) -> list[Problem]:
     """All of the first, and of the others those that are about other places."""
     places = {(problem.file, problem.line, problem.column) for problem in known if problem.line}
     return known + [one for one in more if (one.file, one.line, one.column) not in places]
+
+
+def _write_out_window(root: Mapping) -> None:
+    """Give the short forms of `window` the form of the long one, so that mistakes have their places."""
+    node = root.values.get("window")
+    if node is None or (isinstance(node, Scalar) and node.value is None):
+        return
+    items: list[Node] = node.items if isinstance(node, Sequence) else [node]
+    for number, item in enumerate(items):
+        if isinstance(item, Scalar):
+            items[number] = Mapping(item.mark, {"hours": item}, {"hours": item.mark})
+    root.values["window"] = Sequence(node.mark, items)
 
 
 def in_order(problems: list[Problem], file_name: str) -> list[Problem]:

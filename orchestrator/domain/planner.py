@@ -23,6 +23,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from orchestrator.domain.admission import LEAST_S
 from orchestrator.domain.demand import Demand, Shape
 from orchestrator.domain.fairness import Usage, in_turn
 from orchestrator.domain.queue import Queue, Waiting
@@ -84,7 +85,7 @@ def plan(
     may still take them. `takes` is asked only where it matters: whether a run ends before a node is needed.
     """
     queue.due(now)
-    desk = Desk(rooms, limits, now, takes)
+    desk = Desk(rooms, limits, now, takes, queue.least_s)
     expected = sorted(coming, key=lambda grant: grant.order, reverse=True)
     for key, level in queue.levels():
         while expected and expected[-1].order[:2] <= key:
@@ -126,11 +127,14 @@ class Desk:
         limits: Limits,
         now: float,
         takes: Takes = lambda waiting, demand: None,
+        least_s: float = LEAST_S,
     ) -> None:
         self.plan = Plan()
         self.takes = takes
         self.limits = limits
         self.now = now
+        self.least_s = least_s
+        """What has to be left of a run's hours for it to start."""
         self.rooms = rooms
         self.pools: dict[str, list[Room]] = {}
         self.open: dict[str, list[Room]] = {}
@@ -214,7 +218,7 @@ class Desk:
         reservation = self.plan.reservations.get(demand.pool)
         if reservation is None or reservation.waiting.run_id == waiting.run_id:
             return True
-        if reservation.allows(room, demand, math.inf if waiting.lasts is None else self.now + waiting.lasts):
+        if reservation.allows(room, demand, waiting.latest_end(self.now)):
             return True
         estimated = self.takes(waiting, demand) if reservation.at[room.node.ray_id] < math.inf else None
         return estimated is not None and reservation.allows(room, demand, self.now + estimated)

@@ -45,6 +45,7 @@ class Reservation:
 
 def grant_of(waiting: Waiting, demand: Demand, place: Place, now: float, backfill: bool = False) -> Grant:
     """What one rank of a start holds."""
+    ends = waiting.latest_end(now)
     return Grant(
         waiting.run_id,
         waiting.name,
@@ -52,7 +53,7 @@ def grant_of(waiting: Waiting, demand: Demand, place: Place, now: float, backfil
         demand,
         waiting.order,
         place.gpu_ids,
-        ends=None if waiting.lasts is None else now + waiting.lasts,
+        ends=ends if ends < math.inf else None,
         backfill=backfill,
         user=waiting.user,
         experiment=waiting.experiment,

@@ -10,11 +10,14 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 from sqlalchemy.engine import RowMapping
 
+from orchestrator.domain.states import Phase
 from orchestrator.domain.sweeps import SweepRecord, SweepState, TrialRecord, TrialState
+from orchestrator.domain.trials import Used, total
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.store import tables
 
+_OPEN_TRIALS = tuple(state for state in TrialState if not state.final)
 _FIXED = ("id", "seq", "key", "name", "source", "user", "schedule_id", "created_at")
 _INSTANTS = ("created_at", "ended_at")
 
@@ -73,6 +76,59 @@ class SweepBook:
         if limit is not None:
             query = query.limit(limit)
         return [_sweep(row) for row in self._all(query)]
+
+    def unsettled(self) -> list[SweepRecord]:
+        """Sweeps that have not ended, or have trials that have not."""
+        table, trials = tables.sweeps, tables.trials
+        final = [state for state in SweepState if state.final]
+        open_trials = select(trials.c.sweep_id).where(trials.c.state.in_(_OPEN_TRIALS))
+        query = select(table).where(table.c.state.not_in(final) | table.c.id.in_(open_trials))
+        return [_sweep(row) for row in self._all(query.order_by(table.c.seq))]
+
+    def open_run_ids(self, sweep_id: str) -> list[str]:
+        """Runs of a sweep's trials that have not ended."""
+        table = tables.trials
+        where = (table.c.sweep_id == sweep_id) & table.c.state.in_(_OPEN_TRIALS)
+        return [row["run_id"] for row in self._all(select(table.c.run_id).where(where))]
+
+    def used(self, sweep_id: str, now: datetime) -> Used:
+        """What all trials of a sweep have used until now."""
+        return total(self.used_by_run(sweep_id, now).values())
+
+    def used_by_run(self, sweep_id: str, now: datetime) -> dict[str, Used]:
+        """What each of a sweep's runs has used until now.
+
+        GPU time of an attempt that executes counts whole GPUs; once it has ended, its share.
+        """
+        runs, trials, attempts = tables.runs, tables.trials, tables.attempts
+        query = select(
+            runs.c.id,
+            runs.c.seconds_used,
+            runs.c.gpu_seconds_used,
+            runs.c.joules_used,
+            runs.c.energy_source,
+            runs.c.cost,
+        ).join(trials, trials.c.run_id == runs.c.id)
+        found = {
+            row["id"]: Used(
+                row["seconds_used"],
+                row["gpu_seconds_used"],
+                row["joules_used"] if row["energy_source"] else None,
+                row["cost"],
+            )
+            for row in self._all(query.where(trials.c.sweep_id == sweep_id))
+        }
+        executing = (
+            select(attempts.c.run_id, attempts.c.started_at, attempts.c.variant)
+            .join(trials, trials.c.run_id == attempts.c.run_id)
+            .where((trials.c.sweep_id == sweep_id) & (attempts.c.phase != Phase.ENDED))
+        )
+        for row in self._all(executing):
+            began, variant = _instant(row["started_at"]), row["variant"]
+            spent = max(0.0, (now - began).total_seconds()) if began else 0.0
+            gpus = variant.get("gpus", 0) * variant.get("ranks", 1)
+            found[row["run_id"]] = total([found[row["run_id"]], Used(spent, spent * gpus)])
+        return found
 
     # ---- trials
 

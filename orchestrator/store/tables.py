@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 metadata = MetaData()
 
@@ -32,6 +45,9 @@ runs = Table(
     Column("restore_path", Text),
     Column("seconds_used", Float, nullable=False),
     Column("gpu_seconds_used", Float, nullable=False, server_default="0"),
+    Column("joules_used", Float, nullable=False, server_default="0"),
+    Column("energy_source", String(16)),
+    Column("cost", Float),
     Column("held", Boolean, nullable=False, server_default="0"),
     Column("front", Integer, nullable=False, server_default="0"),
     Column("avoid", JSON, nullable=False, server_default="[]"),
@@ -64,6 +80,10 @@ attempts = Table(
     Column("first_step", Integer),
     Column("last_step", Integer),
     Column("timings", JSON, nullable=False),
+    Column("joules", Float, nullable=False, server_default="0"),
+    Column("energy_source", String(16)),
+    Column("energy_at", String(40)),
+    Column("cost", Float),
     Column("created_at", String(40), nullable=False),
     Column("started_at", String(40)),
     Column("ended_at", String(40)),
@@ -87,6 +107,34 @@ limits = Table(
     Column("kind", String(16), primary_key=True),
     Column("name", String(63), primary_key=True),
     Column("most", Integer, nullable=False),
+)
+
+notices = Table(
+    "notices",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("kind", String(16), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("key", String(200), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("experiment", String(63), nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("spread", Boolean, nullable=False, server_default="0"),
+    UniqueConstraint("kind", "subject", "key"),
+    Index("notices_by_spread", "spread", "id"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("notice", Integer, ForeignKey("notices.id"), primary_key=True),
+    Column("target", String(63), primary_key=True),
+    Column("tries", Integer, nullable=False),
+    Column("due", String(40), nullable=False),
+    Column("error", Text, nullable=False),
+    Index("deliveries_by_due", "due"),
 )
 
 sweeps = Table(
@@ -129,4 +177,49 @@ trials = Table(
     Column("created_at", String(40), nullable=False),
     Column("ended_at", String(40)),
     Index("trials_by_state", "sweep_id", "state"),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(16), nullable=False, unique=True),
+    Column("key", String(200), nullable=False, unique=True),
+    Column("name", String(63), nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("user", String(100), nullable=False),
+    Column("cron", Text),
+    Column("at", String(40)),
+    Column("tz", String(63), nullable=False),
+    Column("overlap", String(16), nullable=False),
+    Column("catch_up", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("cursor", String(40), nullable=False),
+    Column("created_at", String(40), nullable=False),
+    Column("ended_at", String(40)),
+    Index("schedules_by_state", "state", "seq"),
+    Index("schedules_by_name", "name", "seq"),
+)
+
+fires = Table(
+    "fires",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("schedule_id", String(16), ForeignKey("schedules.id"), nullable=False),
+    Column("local", String(100), nullable=False),
+    Column("due", String(40), nullable=False),
+    Column("last", String(40), nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("by_hand", Boolean, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("run_id", String(16), ForeignKey("runs.id")),
+    Column("sweep_id", String(16), ForeignKey("sweeps.id")),
+    Column("decided_at", String(40), nullable=False),
+    UniqueConstraint("schedule_id", "local", name="fires_once"),
+    Index("fires_by_due", "schedule_id", "last"),
+    Index("fires_by_state", "state", "schedule_id", "seq"),
 )

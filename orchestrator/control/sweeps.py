@@ -23,6 +23,7 @@ from orchestrator.errors import ConflictError, OrchError
 from orchestrator.messages_sweeps import ExtendRequest, SweepRequest, SweepSubmitted
 from orchestrator.spec.identity import sweep_hash
 from orchestrator.spec.sweep import SweepSpec
+from orchestrator.spec.sweep_loading import check_sweep
 from orchestrator.store.ledger import Ledger, Transaction
 
 log = logging.getLogger(__name__)
@@ -125,8 +126,12 @@ class Sweeps:
         """Accept a sweep. On return it is on disk.
 
         The same key with the same spec is the same sweep; ConflictError where the key was used for another.
+        SpecError where not every trial would be accepted as a run.
         """
         digest = sweep_hash(request.spec)
+        with self._ledger.read() as reading:
+            if reading.sweeps.by_key(request.key) is None:
+                check_sweep(request.spec)  # takes up to a second
         with self._lock, self._ledger.begin() as ledger:
             known = ledger.sweeps.by_key(request.key)
             if known is None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.domain.demand import Demand, Shape
@@ -77,31 +77,68 @@ def plan(
     coming: Iterable[Grant] = (),
     most: int = MOST_STARTS,
     takes: Takes = lambda waiting, demand: None,
+    without: Collection[str] = (),
+    until: str = "",
 ) -> Desk:
     """Who starts now. The rooms are changed: they have the starts in them afterwards.
 
     `coming` are the places of runs that are saving elsewhere in order to go there: only levels before theirs
     may still take them. `takes` is asked only where it matters: whether a run ends before a node is needed.
+    The runs `without` are passed over, and nothing is decided after the run `until`.
     """
     queue.due(now)
-    desk = Desk(rooms, limits, now, takes)
+    desk = Desk(rooms, limits, now, takes, queue)
     expected = sorted(coming, key=lambda grant: grant.order, reverse=True)
     for key, level in queue.levels():
         while expected and expected[-1].order[:2] <= key:
             desk.keep(expected.pop())
         for waiting in in_turn(level, queue, desk):
+            if waiting.run_id in without:
+                continue
             start = desk.place(waiting)
             if start is None:
                 desk.block(waiting)
-                continue
-            desk.apply(start)
-            desk.plan.starts.append(start)
+            else:
+                desk.apply(start)
+                desk.plan.starts.append(start)
+            if waiting.run_id == until:
+                return desk
             if len(desk.plan.starts) >= most:
                 desk.plan.more = True
                 return desk
     for grant in reversed(expected):
         desk.keep(grant)
     return desk
+
+
+def would_start(waiting: Waiting, desk: Desk, gone: Collection[str], placed: Collection[str]) -> bool:
+    """Whether a run would start if the runs `gone` had ended and waited in their old places.
+
+    Whose turn it is depends on what everybody holds, so also on what these hold. The runs `placed` start.
+    """
+    rooms = {ray_id: room.copy() for ray_id, room in desk.rooms.items()}
+    back: dict[str, Waiting] = {}
+    for room in rooms.values():
+        for grant in [grant for grant in room.grants if grant.run_id in gone]:
+            room.give_back(grant)
+            if grant.run_id not in desk.queue and not grant.stopping:
+                back[grant.run_id] = _waits_again(grant)
+    away = {start.waiting.run_id for start in desk.plan.starts}.difference(gone).union(placed)
+    for one in back.values():
+        desk.queue.add(one)
+    try:
+        then = plan(
+            desk.queue, rooms, desk.limits, desk.now, takes=desk.takes, without=away, until=waiting.run_id
+        )
+    finally:
+        for one in back.values():
+            desk.queue.remove(one.run_id)
+    return any(start.waiting.run_id == waiting.run_id for start in then.plan.starts)
+
+
+def _waits_again(grant: Grant) -> Waiting:
+    shape = Shape((grant.demand,))
+    return Waiting(grant.run_id, grant.name, grant.order, grant.user, grant.experiment, shape, since=0.0)
 
 
 def eligible(waiting: Waiting, now: float) -> tuple[Demand, ...]:
@@ -126,8 +163,10 @@ class Desk:
         limits: Limits,
         now: float,
         takes: Takes = lambda waiting, demand: None,
+        queue: Queue | None = None,
     ) -> None:
         self.plan = Plan()
+        self.queue = Queue() if queue is None else queue
         self.takes = takes
         self.limits = limits
         self.now = now
@@ -234,16 +273,21 @@ class Desk:
         return "its memory ran out there, and another node is large enough"
 
     def _another_would_do(self, waiting: Waiting) -> bool:
-        """Whether some node on which its memory has not run out could take a run, once others have ended."""
+        """Whether nodes on which its memory has not run out could take a run, once others have ended."""
         key = self._key(waiting)
         if key not in self._others:
             small = {node for node, end in waiting.shape.avoid if end in NODE_TOO_SMALL}
-            self._others[key] = any(
-                room.node.name not in small and not room.node.closed and room.could_ever(demand)
-                for demand in eligible(waiting, self.now)
-                for room in self.pools.get(demand.pool, ())
-            )
+            self._others[key] = any(self._could_ever(demand, small) for demand in eligible(waiting, self.now))
         return self._others[key]
+
+    def _could_ever(self, demand: Demand, small: set[str]) -> bool:
+        rooms = (room for room in self.pools.get(demand.pool, ()) if not room.node.closed)
+        ranks = 0
+        for room in rooms:
+            ranks += 0 if room.node.name in small else room.could_ever(demand)
+            if ranks >= demand.ranks:
+                return True
+        return False
 
     def keeps_for(self, waiting: Waiting, demand: Demand) -> bool:
         """Whether it is this run for which nodes of the pool are kept."""
@@ -282,13 +326,16 @@ class Desk:
         if self._refused[key] > 1:
             return
         self.plan.blocked.append(waiting)
+        found: dict[str, Reservation] = {}
         for demand in eligible(waiting, self.now):
             if demand.pool in self.plan.reservations or self.limit_of_pool(demand.pool):
                 continue
             rooms = [room for room in self.pools.get(demand.pool, []) if not self.keeps_away(waiting, room)]
             reservation = reserve(waiting, demand, rooms, self.now)
-            if reservation is not None:
-                self.plan.reservations[demand.pool] = reservation
+            sooner = found.get(demand.pool)
+            if reservation is not None and (sooner is None or reservation.begins < sooner.begins):
+                found[demand.pool] = reservation
+        self.plan.reservations.update(found)
 
 
 def _one(rooms: Iterable[Room], demand: Demand) -> tuple[Place, ...]:

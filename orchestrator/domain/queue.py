@@ -124,7 +124,9 @@ class Queue:
         while self._later and self._later[0][0] <= now:
             instant, run_id = heapq.heappop(self._later)
             waiting = self._runs.get(run_id)
-            if waiting is not None and waiting.not_before == instant and run_id not in self._ready:
+            if waiting is None or waiting.held or run_id in self._ready:
+                continue
+            if waiting.not_before == instant:
                 self._line_up(waiting)
 
     def next_due(self) -> float | None:

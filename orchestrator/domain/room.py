@@ -160,9 +160,13 @@ class Room:
             room.give_back(grant)
         return room
 
-    def could_ever(self, demand: Demand) -> bool:
-        """Whether it would fit if nothing of ours ran here."""
-        return self.without(self.grants).fits(demand)
+    def could_ever(self, demand: Demand) -> int:
+        """How many ranks of it would fit if nothing of ours ran here."""
+        trial, ranks = self.without(self.grants), 0
+        while ranks < demand.ranks and trial.fits(demand):
+            trial.take(Grant("", "", self.node.ray_id, demand, (0, 0, 0), trial.choose(demand)))
+            ranks += 1
+        return ranks
 
     def lacks(self, demand: Demand) -> str:
         """What stands in the way of one rank of it, in words; empty where it fits."""

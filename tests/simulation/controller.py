@@ -13,7 +13,7 @@ from orchestrator.domain.records import AttemptRecord, Member, RunRecord
 from orchestrator.domain.rivalry import Eviction, Running, evictions, upgrades
 from orchestrator.domain.room import rooms_of
 from orchestrator.domain.states import Phase, Reason, RunState
-from orchestrator.domain.transitions import after_attempt, make_room
+from orchestrator.domain.transitions import after_attempt, after_left_attempt, make_room
 from tests.simulation.books import Books
 from tests.simulation.fleet import BEGIN
 
@@ -38,8 +38,9 @@ class Controlled(Books):
         rooms = rooms_of(nodes, grants)
         desk = plan(self.queue, rooms, self.limits, now, self.coming.values(), takes=self._takes)
         self.check(self, "plan", (desk, grants))
+        before = {ray_id: room.copy() for ray_id, room in desk.rooms.items()}
         out = [] if desk.plan.more else evictions(desk)
-        self.check(self, "evictions", (desk, out, grants))
+        self.check(self, "evictions", (desk, out, before))
         for start in desk.plan.starts:
             self._start(start)
         for eviction in out:
@@ -88,7 +89,7 @@ class Controlled(Books):
                 continue
             age = now - attempt.created_at.timestamp()
             moves = run.spec.migrate == "auto" and run.pin_pool is None and not attempt.members
-            running.append(Running(self._grant(attempt), shape_of(run.spec), age, None, moves))
+            running.append(Running(self._grant(attempt), self.shape(run), age, None, moves))
         for upgrade in upgrades(running, desk, lambda one, demand: None, 15.0):
             self.check(self, "upgrade", upgrade)
             grant = upgrade.running.grant
@@ -177,3 +178,5 @@ class Controlled(Books):
             after = after_attempt(run, known, reason, "", self.instant)
             self.check(self, "ended", (run, known, reason, after))
             self.save_run(after)
+        else:
+            self.save_run(after_left_attempt(run, known, reason))

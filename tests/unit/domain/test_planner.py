@@ -136,6 +136,14 @@ def test_where_memory_ran_out_it_goes_only_where_no_other_node_is_large_enough()
     assert starts(desk_of([wide], [small, node("b", pool="laptop", cpus=1)])) == [(wide.id, "a")]
 
 
+def test_nodes_that_are_too_few_for_a_gang_are_no_reason_to_stay_away() -> None:
+    placement = [Variant(pool="laptop", cpus=1), Variant(pool="lab", cpus=1, ranks=3)]
+    one = run(avoid=(("a", Reason.HOST_MEMORY),), spec=spec(placement=placement))
+    laptop, lab = node("a", pool="laptop", cpus=2), node("b", pool="lab", cpus=2)
+    assert starts(desk_of([one], [laptop, lab])) == [(one.id, "a")]
+    assert starts(desk_of([one], [laptop, lab, replace(lab, ray_id="ray-c", name="c")])) == [(one.id, "b")]
+
+
 def test_nobody_makes_room_or_keeps_a_node_where_memory_ran_out() -> None:
     small, large = node("a", pool="laptop", cpus=2), node("b", pool="laptop", cpus=2)
     one = run(avoid=(("a", Reason.HOST_MEMORY),), spec=spec(priority=5))
@@ -161,6 +169,14 @@ def test_backoff_and_hold_are_kept() -> None:
     assert starts(desk_of([waiting], [node()], now=T + 5)) == [(waiting.id, "laptop")]
     back = run(held=True)
     assert starts(desk_of([back], [node()])) == []
+    queue = Queue()
+    queue.add(waiting_of(waiting))
+    queue.add(waiting_of(replace(waiting, held=True)))
+    queue.due(T + 5)
+    assert queue.levels() == [], "held while it was paused"
+    queue.add(waiting_of(waiting))
+    queue.due(T + 5)
+    assert len(queue.levels()) == 1
     assert "held back" in why(desk_of([back], [node()]), back).why
 
 
@@ -260,6 +276,14 @@ def test_what_is_expected_to_end_in_time_may_go_before() -> None:
     shorter = wide("shorter", 2, 1, max_duration=90.0)
     desk = desk_of([big, shorter], [machine], grants, takes=lambda waiting, demand: 110.0)
     assert starts(desk) == [("shorter", "laptop")], "its limit ends it in time, whatever is expected"
+
+
+def test_nothing_goes_before_where_all_that_is_in_the_way_was_ordered_to_go() -> None:
+    big, short = wide("big", 1), wide("short", 2, 1, max_duration=5.0)
+    going = held("going", "laptop", cpus=2.0, ends=T + 100, stopping=True)
+    assert starts(desk_of([big, short], [node(cpus=4)], [going])) == [], "it would be ordered to go, too"
+    stays = held("stays", "laptop", cpus=1.0, ends=T + 100)
+    assert starts(desk_of([big, short], [node(cpus=4)], [going, stays])) == [("short", "laptop")]
 
 
 def test_a_shorter_run_of_the_same_shape_may_go_before_though_longer_ones_may_not() -> None:

@@ -219,7 +219,8 @@ class Desk:
         avoided = {node for node, _ in waiting.shape.avoid}
         elsewhere = [(d, [room for room in rooms if room.node.name not in avoided]) for d, rooms in options]
         for demand, rooms in [*elsewhere, *options] if avoided else options:
-            places = _one(rooms, demand) if demand.ranks == 1 else _gang(waiting, rooms, demand)
+            bounded = [(room, self._bound(waiting, demand, room)) for room in rooms]
+            places = _one(bounded, demand) if demand.ranks == 1 else _gang(waiting, bounded, demand)
             if places:
                 return Start(waiting, demand, places, demand.pool in self.plan.reservations)
         return None
@@ -241,7 +242,12 @@ class Desk:
     def _allowed(self, waiting: Waiting, demand: Demand) -> list[Room]:
         """Nodes that one rank fits on and that are not kept for others."""
         rooms = [room for room in self.open[demand.pool] if room.fits(demand)]
-        allowed = [room for room in rooms if self.may_use(waiting, demand, room)]
+        allowed = [
+            room
+            for room in rooms
+            if not self.keeps_away(waiting, room)
+            and room.fits_within(demand, self._bound(waiting, demand, room))
+        ]
         self._too_long = self._too_long or len(allowed) < len(rooms)
         return allowed
 
@@ -250,13 +256,21 @@ class Desk:
         it, and the room is not kept for another run, or this one does not touch what is kept."""
         if self.keeps_away(waiting, room):
             return False
+        bound = self._bound(waiting, demand, room)
+        return bound is None or bound.fits(demand)
+
+    def _bound(self, waiting: Waiting, demand: Demand, room: Room) -> Room | None:
+        """What will be left over of a room that is kept for another run; None where a run need not keep to
+        that: it ends before, or the room is not kept."""
         reservation = self.plan.reservations.get(demand.pool)
         if reservation is None or reservation.waiting.run_id == waiting.run_id:
-            return True
-        if reservation.allows(room, demand, math.inf if waiting.lasts is None else self.now + waiting.lasts):
-            return True
-        estimated = self.takes(waiting, demand) if reservation.at[room.node.ray_id] < math.inf else None
-        return estimated is not None and reservation.allows(room, demand, self.now + estimated)
+            return None
+        at = reservation.at.get(room.node.ray_id)
+        if at is None or (waiting.lasts is not None and self.now + waiting.lasts < at < math.inf):
+            return None
+        estimated = self.takes(waiting, demand) if at < math.inf else None
+        ends_before = estimated is not None and self.now + estimated < at
+        return None if ends_before else reservation.spare[room.node.ray_id]
 
     def waits_behind(self, waiting: Waiting, demand: Demand) -> str:
         """Why a run waits although it fits, in words: so many like it did not. Or empty."""
@@ -338,12 +352,16 @@ class Desk:
         self.plan.reservations.update(found)
 
 
-def _one(rooms: Iterable[Room], demand: Demand) -> tuple[Place, ...]:
+_Bounded = tuple[Room, Room | None]
+"""A room, and what a run has to keep to in it; None: nothing."""
+
+
+def _one(rooms: Iterable[_Bounded], demand: Demand) -> tuple[Place, ...]:
     """The fullest node that takes it, so that larger ones stay free for larger runs; empty: none does."""
-    room = min(rooms, key=_fullness, default=None)
+    room, bound = min(rooms, key=lambda one: _fullness(one[0]), default=(None, None))
     if room is None:
         return ()
-    return (Place(room.node.ray_id, room.node.name, room.choose(demand)),)
+    return (Place(room.node.ray_id, room.node.name, room.choose(demand, bound)),)
 
 
 def _fullness(room: Room) -> tuple[int, float, str]:
@@ -354,13 +372,15 @@ def _free_gpus(room: Room) -> int:
     return sum(not gpu.whole for gpu in room.gpus)
 
 
-def _gang(waiting: Waiting, rooms: list[Room], demand: Demand) -> tuple[Place, ...]:
+def _gang(waiting: Waiting, rooms: Iterable[_Bounded], demand: Demand) -> tuple[Place, ...]:
     """Places for all ranks, as few nodes as possible; empty where they do not all fit."""
-    trials = [room.copy() for room in rooms]
+    trials = [(room.copy(), None if bound is None else bound.copy()) for room, bound in rooms]
     places: list[Place] = []
-    for room in sorted(trials, key=lambda room: (-room.cpus, room.node.name)):
-        while len(places) < demand.ranks and room.fits(demand):
-            place = Place(room.node.ray_id, room.node.name, room.choose(demand))
-            room.take(grant_of(waiting, demand, place, 0.0))
+    for room, bound in sorted(trials, key=lambda one: (-one[0].cpus, one[0].node.name)):
+        while len(places) < demand.ranks and room.fits_within(demand, bound):
+            place = Place(room.node.ray_id, room.node.name, room.choose(demand, bound))
+            for trial in (room, bound):
+                if trial is not None:
+                    trial.take(grant_of(waiting, demand, place, 0.0))
             places.append(place)
     return tuple(places) if len(places) == demand.ranks else ()

@@ -40,11 +40,6 @@ class Reservation:
         """When the run is expected to start."""
         return max(self.at.values())
 
-    def allows(self, room: Room, demand: Demand, until: float) -> bool:
-        """Whether something else that ends at `until` may start in this room."""
-        at = self.at.get(room.node.ray_id)
-        return at is None or until < at < math.inf or self.spare[room.node.ray_id].fits(demand)
-
 
 def grant_of(waiting: Waiting, demand: Demand, place: Place, now: float, backfill: bool = False) -> Grant:
     """What one rank of a start holds."""

@@ -319,6 +319,27 @@ def test_backfill_takes_what_will_be_left_over_and_other_nodes() -> None:
     assert starts(desk) == [("s", "second"), ("t", "second")]
 
 
+def test_backfill_takes_the_gpu_that_will_be_left_over() -> None:
+    cards = NodeReport(tuple(GpuState(index, "card", 12 * GIB) for index in range(2)))
+    machine = node("gpu", gpus=2, cpus=4, report=cards)
+    share = Demand(0, "gpu", 1.0, 1, 3 * GIB)
+    grants = [
+        held("going", "gpu", demand=share, gpu_ids=(0,), stopping=True),
+        held("stays", "gpu", demand=share, gpu_ids=(1,)),
+    ]
+    first = run("first", 1, spec=spec(placement=[Variant(pool="gpu", cpus=1, gpus=1)]))
+    (start,) = desk_of([first, shared("small", 2, 3)], [machine], grants).plan.starts
+    assert (start.waiting.run_id, start.places[0].gpu_ids) == ("small", (1,))
+
+
+def test_all_ranks_of_a_gang_keep_to_what_will_be_left_over() -> None:
+    pair = [Variant(pool="laptop", cpus=1, ranks=2)]
+    gang, big = run("pair", 2, spec=spec(placement=pair)), wide("big", 1)
+    grants = [held("x", "laptop", cpus=3.0)]
+    assert starts(desk_of([big, gang], [node(cpus=5)], grants)) == []
+    assert starts(desk_of([big, gang], [node(cpus=6)], grants)) == [("pair", "laptop")]
+
+
 def test_an_older_run_of_another_pool_is_in_nobodys_way() -> None:
     desk = desk_of([wide("big", 1), run("g", 2, spec=spec(pools=("gpu",)))], [node(), node("gpu")])
     assert starts(desk) == [("g", "gpu")]

@@ -22,6 +22,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from orchestrator.domain.demand import Demand, Shape
 from orchestrator.domain.fairness import Usage, in_turn
@@ -77,6 +78,7 @@ def plan(
     coming: Iterable[Grant] = (),
     most: int = MOST_STARTS,
     takes: Takes = lambda waiting, demand: None,
+    first: Collection[str] = (),
     without: Collection[str] = (),
     until: str = "",
 ) -> Desk:
@@ -84,17 +86,19 @@ def plan(
 
     `coming` are the places of runs that are saving elsewhere in order to go there: only levels before theirs
     may still take them. `takes` is asked only where it matters: whether a run ends before a node is needed.
-    The runs `without` are passed over, and nothing is decided after the run `until`.
+    Of their levels the runs `first` have their turn first: others make room for them, and what these hold
+    decides whose turn it is. The runs `without` are passed over, and nothing is decided after `until`.
     """
     queue.due(now)
-    desk = Desk(rooms, limits, now, takes, queue)
+    desk = Desk(rooms, limits, now, takes, queue, first)
     expected = sorted(coming, key=lambda grant: grant.order, reverse=True)
     for key, level in queue.levels():
         while expected and expected[-1].order[:2] <= key:
             desk.keep(expected.pop())
-        for waiting in in_turn(level, queue, desk):
-            if waiting.run_id in without:
+        for waiting in chain(_promised(key, queue, first), in_turn(level, queue, desk)):
+            if waiting.run_id in without or waiting.run_id in desk.seen:
                 continue
+            desk.seen.add(waiting.run_id)
             start = desk.place(waiting)
             if start is None:
                 desk.block(waiting)
@@ -111,34 +115,10 @@ def plan(
     return desk
 
 
-def would_start(waiting: Waiting, desk: Desk, gone: Collection[str], placed: Collection[str]) -> bool:
-    """Whether a run would start if the runs `gone` had ended and waited in their old places.
-
-    Whose turn it is depends on what everybody holds, so also on what these hold. The runs `placed` start.
-    """
-    rooms = {ray_id: room.copy() for ray_id, room in desk.rooms.items()}
-    back: dict[str, Waiting] = {}
-    for room in rooms.values():
-        for grant in [grant for grant in room.grants if grant.run_id in gone]:
-            room.give_back(grant)
-            if grant.run_id not in desk.queue and not grant.stopping:
-                back[grant.run_id] = _waits_again(grant)
-    away = {start.waiting.run_id for start in desk.plan.starts}.difference(gone).union(placed)
-    for one in back.values():
-        desk.queue.add(one)
-    try:
-        then = plan(
-            desk.queue, rooms, desk.limits, desk.now, takes=desk.takes, without=away, until=waiting.run_id
-        )
-    finally:
-        for one in back.values():
-            desk.queue.remove(one.run_id)
-    return any(start.waiting.run_id == waiting.run_id for start in then.plan.starts)
-
-
-def _waits_again(grant: Grant) -> Waiting:
-    shape = Shape((grant.demand,))
-    return Waiting(grant.run_id, grant.name, grant.order, grant.user, grant.experiment, shape, since=0.0)
+def _promised(key: tuple[int, int], queue: Queue, first: Collection[str]) -> list[Waiting]:
+    """Those of a level for whom others make room."""
+    ready = (queue.ready(run_id) for run_id in first)
+    return sorted((one for one in ready if one and one.level == key), key=lambda one: one.order)
 
 
 def eligible(waiting: Waiting, now: float) -> tuple[Demand, ...]:
@@ -164,9 +144,13 @@ class Desk:
         now: float,
         takes: Takes = lambda waiting, demand: None,
         queue: Queue | None = None,
+        first: Collection[str] = (),
     ) -> None:
         self.plan = Plan()
         self.queue = Queue() if queue is None else queue
+        self.first = first
+        self.seen: set[str] = set()
+        """Who has had a turn."""
         self.takes = takes
         self.limits = limits
         self.now = now

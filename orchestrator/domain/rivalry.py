@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.domain.demand import Demand, Shape
-from orchestrator.domain.planner import Desk, eligible, would_start
+from orchestrator.domain.exchange import would_start
+from orchestrator.domain.planner import Desk, eligible
 from orchestrator.domain.queue import Waiting
 from orchestrator.domain.room import Grant, Room, must_end
 
@@ -82,15 +83,16 @@ def evictions(desk: Desk) -> list[Eviction]:
                 if not room.node.closed and desk.may_use(waiting, demand, room)
             ]
             ways = _ways(waiting, demand, rooms, desk.now, desk.keeps_for(waiting, demand))
-            chosen = next((way for way in ways[:_TRIES] if _serves(way, waiting, desk, placed)), None)
-            if chosen is None:
+            served = ((way, _served(way, waiting, desk, placed)) for way in ways[:_TRIES])
+            way, first = next((one for one in served if one[1] is not None), ([], None))
+            if first is None:
                 continue
             placed.add(waiting.run_id)
-            for room, victims in chosen:
+            for room, victims in way:
                 for victim in victims:
                     room.give_back(victim)
                     if not victim.stopping:
-                        found.setdefault(victim.run_id, Eviction(victim, waiting))
+                        found.setdefault(victim.run_id, Eviction(victim, first))
                 room.take(_claim(waiting, demand, room))
             break
     return list(found.values())
@@ -102,14 +104,21 @@ def _claim(waiting: Waiting, demand: Demand, room: Room) -> Grant:
     return Grant(waiting.run_id, waiting.name, room.node.ray_id, demand, waiting.order, gpu_ids)
 
 
-def _serves(way: _Way, waiting: Waiting, desk: Desk, placed: Collection[str]) -> bool:
-    """Whether a run would start once these have gone.
+def _served(way: _Way, waiting: Waiting, desk: Desk, placed: Collection[str]) -> Waiting | None:
+    """Who would start in the place of these; None where they would go for nothing, come back, and go again.
 
-    It may be somebody else's turn then, because they hold less: they would go for nothing, and again.
+    It may be somebody else's turn once they hold nothing. That counts where he is above them all.
     """
     gone = {victim.run_id: victim for _, victims in way for victim in victims}
-    going = all(victim.stopping for victim in gone.values())
-    return going or would_start(waiting, desk, gone, placed)
+    highest = max((victim.priority for victim in gone.values() if not victim.stopping), default=None)
+    if highest is None:
+        return waiting
+    starts = would_start(waiting, desk, gone, placed)
+    if any(start.waiting.run_id == waiting.run_id for start in starts):
+        return waiting
+    here = {room.node.ray_id for room, _ in way}
+    above = (start for start in starts if -start.waiting.order[0] > highest)
+    return next((start.waiting for start in above if here & {place.ray_id for place in start.places}), None)
 
 
 def _ways(waiting: Waiting, demand: Demand, rooms: Iterable[Room], now: float, kept: bool) -> list[_Way]:

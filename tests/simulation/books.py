@@ -38,6 +38,7 @@ class Books:
     fences: dict[str, int] = field(default_factory=dict)
     queue: Queue = field(default_factory=Queue)
     coming: dict[str, Grant] = field(default_factory=dict)
+    promised: dict[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     check: Callable[[Any, str, Any], None] = lambda world, what, about: None
     events: int = 0

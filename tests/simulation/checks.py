@@ -7,8 +7,9 @@ from copy import copy
 from typing import Any
 
 from orchestrator.domain.demand import Demand, shape_of
+from orchestrator.domain.exchange import would_start
 from orchestrator.domain.liveness import Facts
-from orchestrator.domain.planner import Desk, Start, eligible, would_start
+from orchestrator.domain.planner import Desk, Start, eligible
 from orchestrator.domain.queue import Waiting
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.rivalry import Eviction
@@ -140,7 +141,7 @@ def _evictions(world: World, about: tuple[Desk, list[Eviction], dict[str, Room]]
     if desk.plan.more or not desk.plan.blocked:
         return
     first = desk.plan.blocked[0]
-    if any(one.goes_first.run_id == first.run_id for one in out) or not _may_start(first, desk):
+    if any(one.goes_first.level <= first.level for one in out) or not _may_start(first, desk):
         return
     if any(grant.run_id == first.run_id for room in desk.rooms.values() for grant in room.grants):
         return  # it has a place, once others have gone; or an attempt that it has left is still there
@@ -167,8 +168,13 @@ def _could_make_room(first: Waiting, demand: Demand, room: Room, desk: Desk) -> 
     ]
     ways = [yields, must_end(room, demand, yields), must_end(room, demand, yields[::-1])]
     return room.without(yields).fits(demand) and all(
-        would_start(first, desk, {grant.run_id for grant in way or ()}, ()) for way in ways
+        any(start.waiting.run_id == first.run_id for start in would_start(first, desk, _runs(way)))
+        for way in ways
     )
+
+
+def _runs(grants: list[Grant] | None) -> set[str]:
+    return {grant.run_id for grant in grants or ()}
 
 
 def _ended(world: World, about: tuple[RunRecord, AttemptRecord, Reason, RunRecord]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.domain import transitions
 from orchestrator.domain.demand import shape_of
+from orchestrator.domain.exchange import still_promised
 from orchestrator.domain.liveness import Facts, Lost, Silent, may_leave, verdict
 from orchestrator.domain.planner import Desk, plan
 from orchestrator.domain.records import AttemptRecord, Member, RunRecord
@@ -36,7 +37,9 @@ class Controlled(Books):
         self.coming = {run_id: grant for run_id, grant in self.coming.items() if run_id in saving}
         grants = self.grants()
         rooms = rooms_of(nodes, grants)
-        desk = plan(self.queue, rooms, self.limits, now, self.coming.values(), takes=self._takes)
+        self.promised = still_promised(self.promised, grants)
+        first = set(self.promised.values())
+        desk = plan(self.queue, rooms, self.limits, now, self.coming.values(), takes=self._takes, first=first)
         self.check(self, "plan", (desk, grants))
         before = {ray_id: room.copy() for ray_id, room in desk.rooms.items()}
         out = [] if desk.plan.more else evictions(desk)
@@ -80,6 +83,7 @@ class Controlled(Books):
         victim = self.runs[eviction.victim.run_id]
         if victim.stop is None and not victim.state.final and victim.state != RunState.QUEUED:
             self._order(make_room(victim, Reason.PREEMPTED))
+            self.promised[victim.id] = eviction.goes_first.run_id
 
     def _upgrade(self, desk: Desk, now: float) -> None:
         running = []

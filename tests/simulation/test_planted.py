@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.control.board import running_of
-from orchestrator.domain import planner, reservation, rivalry
+from orchestrator.domain import planner, rivalry
 from orchestrator.domain.fleet import NodeInfo
 from orchestrator.domain.liveness import Facts, Lost, Silent
 from orchestrator.domain.queue import Queue
@@ -177,12 +177,7 @@ def _claim_that_yields(waiting: Any, demand: Any, room: Room) -> Grant:
 
 
 def some_make_room_for_nothing(patch: Patch) -> None:
-    patch.setattr(rivalry, "would_start", lambda waiting, desk, gone, placed: True)
-
-
-def who_was_ordered_to_go_is_thought_to_stay(patch: Patch) -> None:
-    expected = reservation._expected
-    patch.setattr(reservation, "_expected", lambda one, now: now + 30 if one.stopping else expected(one, now))
+    patch.setattr(rivalry, "_served", lambda way, waiting, desk, placed: waiting)
 
 
 PLANTED = [
@@ -210,7 +205,6 @@ PLANTED = [
     memory_that_ran_out_is_forgotten,
     limits_are_ignored_by_evictions,
     some_make_room_for_nothing,
-    who_was_ordered_to_go_is_thought_to_stay,
 ]
 
 

@@ -211,7 +211,7 @@ class World(Executing):
 
     def _forget(self) -> None:
         """The controller is killed and begins again with its ledger."""
-        self.queue, self.coming = Queue(), {}
+        self.queue, self.coming, self.promised = Queue(), {}, {}
         for run in self.live():
             if run.state == RunState.QUEUED:
                 self._line_up(run)

@@ -35,10 +35,11 @@ test: $(STAMP)  ## every test, on real Ray nodes, a real MLflow server and real 
 unit: $(STAMP)  ## the fast layer
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/unit
 
-soak: $(STAMP)  ## what takes longer: 500 commits over a bad network, ten million steps of two attempts and of a simulated fleet, more races, a full S3, a node that sleeps for 90 s
+soak: $(STAMP)  ## what takes longer: 500 commits over a bad network, ten million steps of two attempts and of a simulated fleet, more races, a full S3, a node that sleeps for 90 s, 100,000 windows and cron lines
 	@ORCH_SOAK=1 ORCH_SOAK_COMMITS=500 ORCH_SOAK_STEPS=10000000 $(BIN)/python -m pytest -s \
 	  tests/faults/test_fencing.py tests/faults/test_s3_network.py tests/faults/test_fencing_machine.py \
-	  tests/e2e/test_away.py tests/faults/test_full_s3.py tests/integration/test_compiled.py tests/integration/test_shared_steps.py
+	  tests/e2e/test_away.py tests/faults/test_full_s3.py tests/integration/test_compiled.py tests/integration/test_shared_steps.py \
+	  tests/unit/domain/test_times.py tests/unit/domain/test_windows.py
 	@ORCH_SOAK_EVENTS=10000000 $(BIN)/python -m pytest -n 2 tests/simulation/test_simulation.py
 
 check: $(STAMP)  ## style, types and import rules

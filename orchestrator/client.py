@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -33,6 +33,10 @@ from orchestrator.messages import (
     LogPage,
     MoveRequest,
     NodeView,
+    NotifyRequest,
+    NotifySent,
+    NotifyTest,
+    NotifyView,
     PlanView,
     PointView,
     RunDetail,
@@ -43,14 +47,35 @@ from orchestrator.messages import (
     WhyView,
 )
 from orchestrator.messages import Problem as ProblemBody
+from orchestrator.messages_schedules import (
+    ComingView,
+    FireRequest,
+    FireView,
+    ScheduleDetail,
+    ScheduleRequest,
+    ScheduleView,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.messages_sweeps import (
+        ExtendRequest,
+        SweepDetail,
+        SweepRequest,
+        SweepSubmitted,
+        SweepView,
+    )
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
 TIMEOUT_S = 30.0
 """Longest wait for an answer."""
+NOTIFY_TIMEOUT_S = 120.0
+"""Longest wait for services that notifications go to."""
 GARBAGE_TIMEOUT_S = 1800.0
 """Longest wait for a whole store to be looked through."""
+REPORT_TIMEOUT_S = 300.0
+"""Longest wait for a report to be made."""
 MOST_RUNS = 10_000
 """Largest number of runs that the controller lists at once."""
 POLL_S = 1.0
@@ -135,20 +160,34 @@ class Client:
     def submit(self, request: SubmitRequest, *, patience_s: float = 30.0) -> Submitted:
         """Have a spec accepted as a run; the same key and spec give the same run.
 
+        See :meth:`submit_sweep` for what happens where the connection breaks.
+        """
+        return self._accepted(Submitted, "/v1/runs", request, "run", patience_s)
+
+    def submit_sweep(self, request: SweepRequest, *, patience_s: float = 30.0) -> SweepSubmitted:
+        """Have a sweep accepted; the same key and spec give the same sweep.
+
         Where the connection breaks before the answer came, the request is sent again with the same key, for
         up to `patience_s`. A controller that is not there at all is reported at once.
         """
+        from orchestrator.messages_sweeps import SweepSubmitted
+
+        return self._accepted(SweepSubmitted, "/v1/sweeps", request, "sweep", patience_s)
+
+    def _accepted(
+        self, kind: type[M], path: str, request: SubmitRequest | SweepRequest, what: str, patience_s: float
+    ) -> M:
         begin, unsure = self._clock.monotonic(), False
         while True:
             try:
-                return self._one(Submitted, "POST", "/v1/runs", body=request)
+                return self._one(kind, "POST", path, body=request)
             except UnavailableError as e:
                 unsure = unsure or isinstance(e, _LostAnswerError)
                 if not unsure:
                     raise
                 if self._clock.monotonic() - begin > patience_s:
                     raise UnavailableError(
-                        f"{e.message}; whether it accepted the run is not known",
+                        f"{e.message}; whether it accepted the {what} is not known",
                         remedy=f"submit it again with the key {request.key}: it will not run twice",
                     ) from e
             self._clock.sleep(POLL_S)
@@ -204,6 +243,25 @@ class Client:
         """Set a limit, or take it away."""
         return self._one(LimitsView, "PUT", "/v1/limits", body=request)
 
+    def notify_targets(self) -> list[NotifyView]:
+        """Who is told of what happens, with addresses masked."""
+        return self._many(NotifyView, "/v1/notify")
+
+    def add_notify(self, request: NotifyRequest) -> NotifyView:
+        """Tell somebody from now on. SpecError where the address is not understood."""
+        answer = self._request("POST", "/v1/notify", body=request, timeout_s=NOTIFY_TIMEOUT_S)
+        return self._read(NotifyView, answer.content)
+
+    def remove_notify(self, name: str) -> NotifyView:
+        """Tell somebody nothing any more."""
+        return self._one(NotifyView, "DELETE", f"/v1/notify/{quote(name, safe='')}")
+
+    def test_notify(self, names: Sequence[str] = ()) -> list[NotifySent]:
+        """Send a message to these targets, all where none is named, and say what came of it."""
+        body = NotifyTest(names=list(names))
+        answer = self._request("POST", "/v1/notify/test", body=body, timeout_s=NOTIFY_TIMEOUT_S)
+        return self._read(list[NotifySent], answer.content)
+
     def checkpoints(self, ref: str) -> list[CheckpointView]:
         """Committed checkpoints of a run."""
         return self._many(CheckpointView, _run_path(ref, "checkpoints"))
@@ -242,6 +300,87 @@ class Client:
         """MLflow's pages that show these runs side by side, by name."""
         answer = self._request("GET", "/v1/links", {"ref": list(refs)})
         return self._read(dict[str, str], answer.content)
+
+    def report(self, refs: Sequence[str]) -> str:
+        """One HTML page about a sweep, or about one or more runs. Can take a minute for a large sweep."""
+        query = {"ref": list(refs)}
+        return self._request("GET", "/v1/report", query, timeout_s=REPORT_TIMEOUT_S).text
+
+    # ------------------------------------------------------------------ sweeps
+
+    def sweeps(self, states: Sequence[str] = (), limit: int = MOST_RUNS) -> list[SweepView]:
+        """Sweeps in one of the states (any where none is given), newest first."""
+        from orchestrator.messages_sweeps import SweepView
+
+        return self._many(SweepView, "/v1/sweeps", {"state": list(states), "limit": limit})
+
+    def sweep(self, ref: str) -> SweepDetail:
+        """Everything about one sweep. `ref`: an id, a unique prefix of one, or a name (its newest sweep)."""
+        from orchestrator.messages_sweeps import SweepDetail
+
+        return self._one(SweepDetail, "GET", _sweep_path(ref))
+
+    def pause_sweep(self, ref: str) -> SweepView:
+        """No new trials and no promotions until it is resumed; what executes goes on."""
+        from orchestrator.messages_sweeps import SweepView
+
+        return self._one(SweepView, "POST", _sweep_path(ref, "pause"))
+
+    def resume_sweep(self, ref: str) -> SweepView:
+        """Go on with a paused sweep."""
+        from orchestrator.messages_sweeps import SweepView
+
+        return self._one(SweepView, "POST", _sweep_path(ref, "resume"))
+
+    def cancel_sweep(self, ref: str) -> SweepView:
+        """End a sweep and the runs of its trials for good. Durable once this returns."""
+        from orchestrator.messages_sweeps import SweepView
+
+        return self._one(SweepView, "POST", _sweep_path(ref, "cancel"))
+
+    def extend_sweep(self, ref: str, request: ExtendRequest) -> SweepView:
+        """Give a sweep a larger budget; one that has finished goes on."""
+        from orchestrator.messages_sweeps import SweepView
+
+        return self._one(SweepView, "POST", _sweep_path(ref, "extend"), body=request)
+
+    # ------------------------------------------------------------------ schedules
+
+    def add_schedule(self, request: ScheduleRequest) -> ScheduleView:
+        """Have a schedule accepted; the same key is the same schedule."""
+        return self._one(ScheduleView, "POST", "/v1/schedules", body=request)
+
+    def schedules(self, *, ended: bool = False) -> list[ScheduleView]:
+        """Schedules, oldest first; with `ended` also those that never fire again by themselves."""
+        return self._many(ScheduleView, "/v1/schedules", {"ended": ended})
+
+    def schedule(self, ref: str) -> ScheduleDetail:
+        """Everything about one schedule. `ref` is an id, a unique prefix of one, or a name."""
+        return self._one(ScheduleDetail, "GET", _schedule_path(ref))
+
+    def fires(self, ref: str, limit: int = 50) -> list[FireView]:
+        """What became of a schedule's due times, newest first."""
+        return self._many(FireView, _schedule_path(ref, "fires"), {"limit": limit})
+
+    def coming_fires(self, ref: str | None = None, limit: int = 10) -> list[ComingView]:
+        """Due times that are still to come, of one schedule or of all, in their order."""
+        return self._many(ComingView, "/v1/coming", {"ref": ref, "limit": limit})
+
+    def pause_schedule(self, ref: str) -> ScheduleView:
+        """No due time counts until it is resumed; what has fired goes on."""
+        return self._one(ScheduleView, "POST", _schedule_path(ref, "pause"))
+
+    def resume_schedule(self, ref: str) -> ScheduleView:
+        """Due times count from now on."""
+        return self._one(ScheduleView, "POST", _schedule_path(ref, "resume"))
+
+    def remove_schedule(self, ref: str) -> ScheduleView:
+        """It never fires again; what it has created goes on."""
+        return self._one(ScheduleView, "DELETE", _schedule_path(ref))
+
+    def fire(self, ref: str, key: str) -> FireView:
+        """Fire now; the same key is the same fire. ConflictError where earlier work forbids it."""
+        return self._one(FireView, "POST", _schedule_path(ref, "fires"), body=FireRequest(key=key))
 
     # ------------------------------------------------------------------ cluster
 
@@ -425,6 +564,14 @@ class Client:
             problems = self._read(list[Problem], json.dumps(body.details["problems"]))
             return SpecError(problems, remedy=body.remedy)
         return from_kind(body.kind, body.message, body.remedy)
+
+
+def _sweep_path(ref: str, part: str = "") -> str:
+    return f"/v1/sweeps/{quote(ref, safe='')}" + (f"/{part}" if part else "")
+
+
+def _schedule_path(ref: str, part: str = "") -> str:
+    return f"/v1/schedules/{quote(ref, safe='')}" + (f"/{part}" if part else "")
 
 
 def _run_path(ref: str, *rest: str) -> str:

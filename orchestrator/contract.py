@@ -16,6 +16,8 @@ Environment variables (all optional):
 ``ORCH_CPUS``               how many threads the placement granted
 ``ORCH_GPU_MEMORY``         bytes of the GPU that the program may use, where it shares one; see
                             :func:`gpu_allowance`
+``ORCH_PAUSE_STEP``         step at which to log, save and end with :data:`EXIT_SAVED` unasked: a sweep
+                            compares its runs there. A program that ignores it is asked by SIGTERM
 ``ORCH_CACHE_DIR``          what later runs on this node can use again; the user's cache when unset
 ``ORCH_COMPILED_WANTED``    folder for an empty file named by the key of the compiled step that is needed. It
                             goes once the step is in the cache or cannot be had. Unset where none are shared
@@ -65,6 +67,8 @@ GPU_CONTEXT: Final = 512 << 20
 
 DATASET_FILE: Final = "dataset.json"
 """Optional artifact: ``{"name": …, "digest": …, "profile": {…}}`` of the data that the program trains on."""
+SAMPLE_FILE: Final = "sample.txt"
+"""Optional artifact: text that the trained model has written."""
 STEP_PREFIX: Final = "step-"
 MARK_FILE: Final = "checkpoint.json"
 """Optional file in a checkpoint directory: ``{"step": 2000, "metrics": {"val/loss": 1.9}, "versions":
@@ -108,6 +112,8 @@ class RunContext(Protocol):
     cpus: int | None
     gpu_memory: int | None
     """Bytes of the GPU that this process may use, CUDA's own included; None: all."""
+    pause_step: int | None
+    """Step at which to log, save and end, to be resumed later; None: go on to the end."""
     restore_dir: Path | None
     checkpoint_dir: Path | None
     artifact_dir: Path | None
@@ -136,6 +142,7 @@ class NullContext:
     device: str | None = None
     cpus: int | None = None
     gpu_memory: int | None = None
+    pause_step: int | None = None
 
     def __init__(self, checkpoint_dir: Path | None = None, restore_dir: Path | None = None) -> None:
         self.checkpoint_dir = checkpoint_dir
@@ -164,6 +171,7 @@ class EnvContext:
         self.device = env.get("ORCH_DEVICE")
         self.cpus = int(env["ORCH_CPUS"]) if "ORCH_CPUS" in env else None
         self.gpu_memory = int(env["ORCH_GPU_MEMORY"]) if "ORCH_GPU_MEMORY" in env else None
+        self.pause_step = int(env["ORCH_PAUSE_STEP"]) if "ORCH_PAUSE_STEP" in env else None
         self.restore_dir = _path(env, "ORCH_RESTORE_DIR")
         self.checkpoint_dir = _path(env, "ORCH_CHECKPOINT_DIR")
         self.artifact_dir = _path(env, "ORCH_ARTIFACT_DIR")

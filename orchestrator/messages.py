@@ -8,18 +8,22 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.domain.energy import EnergySource
+from orchestrator.domain.notice import USUAL, NoticeKind
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.spec.models import RunSpec, Variant
 
 
-class _Message(BaseModel):
+class Message(BaseModel):
+    """Frozen; knows all of its fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
 
 # ------------------------------------------------------------------ client -> api
 
 
-class SubmitRequest(_Message):
+class SubmitRequest(Message):
     """Accept a spec as a run. The same key with the same spec is the same run."""
 
     spec: RunSpec
@@ -29,13 +33,13 @@ class SubmitRequest(_Message):
     user: str = ""
 
 
-class MoveRequest(_Message):
+class MoveRequest(Message):
     """Save the run and go on in another pool."""
 
     pool: str
 
 
-class Submitted(_Message):
+class Submitted(Message):
     """Answer to a submit."""
 
     run_id: str
@@ -47,7 +51,7 @@ class Submitted(_Message):
 # ------------------------------------------------------------------ api -> client
 
 
-class Transfer(_Message):
+class Transfer(Message):
     """A checkpoint on its way between a node and the store."""
 
     direction: Literal["up", "down"]
@@ -59,7 +63,7 @@ class Transfer(_Message):
     """Bytes of the whole checkpoint, where that is known."""
 
 
-class RunView(_Message):
+class RunView(Message):
     """A run as a list shows it."""
 
     id: str
@@ -83,13 +87,19 @@ class RunView(_Message):
     """Seconds that it still has to train; for one that waits, once it has a place like those of before."""
     transfer: Transfer | None = None
     """A checkpoint that has been under way for more than a moment."""
+    energy_kwh: float | None = None
+    """What all attempts have used so far; None where none has said."""
+    energy_source: EnergySource | None = None
+    cost: float | None = None
+    """Of that energy, as far as there was a tariff."""
+    currency: str | None = None
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
     user: str = ""
 
 
-class AttemptView(_Message):
+class AttemptView(Message):
     """One launch of a run."""
 
     number: int
@@ -106,9 +116,13 @@ class AttemptView(_Message):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     timings: dict[str, float] = Field(default_factory=dict)
+    energy_kwh: float | None = None
+    """What all ranks have used so far."""
+    energy_source: EnergySource | None = None
+    cost: float | None = None
 
 
-class EventView(_Message):
+class EventView(Message):
     """Something that happened to a run."""
 
     at: datetime
@@ -116,7 +130,7 @@ class EventView(_Message):
     text: str
 
 
-class RunDetail(_Message):
+class RunDetail(Message):
     """Everything about one run."""
 
     run: RunView
@@ -129,14 +143,14 @@ class RunDetail(_Message):
     """Name -> address of pages about this run."""
 
 
-class ParentView(_Message):
+class ParentView(Message):
     """The checkpoint that another one went on from."""
 
     run: str
     step: int
 
 
-class CheckpointView(_Message):
+class CheckpointView(Message):
     """One committed checkpoint."""
 
     run: str
@@ -161,19 +175,19 @@ class CheckpointView(_Message):
     """Bytes that were stored for it; the rest of its files an earlier one has as well."""
 
 
-class TagRequest(_Message):
+class TagRequest(Message):
     """Which checkpoint gets a name."""
 
     step: int = Field(ge=0)
 
 
-class GarbageRequest(_Message):
+class GarbageRequest(Message):
     """Whether to delete, or only to tell."""
 
     dry_run: bool = False
 
 
-class GarbageView(_Message):
+class GarbageView(Message):
     """What was collected, or would be."""
 
     run: str
@@ -187,7 +201,7 @@ class GarbageView(_Message):
     """Why nothing could be done."""
 
 
-class GpuView(_Message):
+class GpuView(Message):
     """One GPU of a node."""
 
     index: int = Field(ge=0)
@@ -201,7 +215,7 @@ class GpuView(_Message):
     """Share of the time in which such processes keep it busy."""
 
 
-class NodeView(_Message):
+class NodeView(Message):
     """One machine of the cluster."""
 
     name: str
@@ -236,7 +250,7 @@ class NodeView(_Message):
     """Seconds since it last spoke of itself; None where it never has since the controller started."""
 
 
-class PlanLine(_Message):
+class PlanLine(Message):
     """What one variant would meet now."""
 
     variant: Variant
@@ -245,7 +259,7 @@ class PlanLine(_Message):
     why: str
 
 
-class PlanView(_Message):
+class PlanView(Message):
     """What would happen to a spec."""
 
     lines: list[PlanLine]
@@ -256,7 +270,7 @@ class PlanView(_Message):
     """Checkpoint that it would begin from."""
 
 
-class WhyNode(_Message):
+class WhyNode(Message):
     """What one node says to one variant."""
 
     node: str
@@ -268,7 +282,7 @@ class WhyNode(_Message):
     """Whether `until` is told from how fast runs go; else it is the latest that limits allow."""
 
 
-class WhyVariant(_Message):
+class WhyVariant(Message):
     """What one variant meets."""
 
     variant: Variant
@@ -278,7 +292,7 @@ class WhyVariant(_Message):
     nodes: list[WhyNode] = Field(default_factory=list)
 
 
-class WhyView(_Message):
+class WhyView(Message):
     """Why a run waits; without variants where it does not."""
 
     run: RunView
@@ -287,7 +301,7 @@ class WhyView(_Message):
     variants: list[WhyVariant] = Field(default_factory=list)
 
 
-class LimitRequest(_Message):
+class LimitRequest(Message):
     """Most attempts at a time in a pool or of an experiment; None takes the limit away."""
 
     kind: Literal["pool", "experiment"]
@@ -295,14 +309,61 @@ class LimitRequest(_Message):
     most: int | None = Field(default=None, ge=0)
 
 
-class LimitsView(_Message):
+class LimitsView(Message):
     """Limits that are set, by name."""
 
     pools: dict[str, int] = Field(default_factory=dict)
     experiments: dict[str, int] = Field(default_factory=dict)
 
 
-class PointView(_Message):
+class NotifyRequest(Message):
+    """Tell somebody of what happens. The address is a secret."""
+
+    name: str = Field(default="", max_length=63)
+    """Empty: after the service."""
+    url: str | None = Field(default=None, max_length=4000, repr=False)
+    """As Apprise writes it; this or `url_env`."""
+    url_env: str | None = Field(default=None, max_length=200)
+    """Variable of the controller's environment that has it."""
+    on: list[NoticeKind] = Field(default_factory=lambda: list(USUAL), min_length=1)
+    runs: list[str] = Field(default_factory=list)
+    """Only runs with such names, as in `lr-*`."""
+    experiments: list[str] = Field(default_factory=list)
+
+
+class NotifyView(Message):
+    """One target of notifications."""
+
+    name: str
+    shown: str
+    """Its address without what is secret about it."""
+    on: list[NoticeKind]
+    runs: list[str] = Field(default_factory=list)
+    experiments: list[str] = Field(default_factory=list)
+    waiting: int = 0
+    """Notifications that have not arrived yet."""
+    error: str = ""
+    """Why not."""
+
+
+class NotifyTest(Message):
+    """Which targets to try; all where none is named."""
+
+    names: list[str] = Field(default_factory=list)
+
+
+class NotifySent(Message):
+    """What came of trying a target."""
+
+    name: str
+    shown: str
+    arrived: bool
+    text: str = ""
+    """Why it did not arrive."""
+    seconds: float
+
+
+class PointView(Message):
     """One measurement."""
 
     key: str
@@ -312,7 +373,7 @@ class PointView(_Message):
     attempt: int = 0
 
 
-class LogPage(_Message):
+class LogPage(Message):
     """A piece of one attempt's output."""
 
     attempt: int
@@ -326,7 +387,7 @@ class LogPage(_Message):
     """Number of the run's newest attempt; 0 before the first."""
 
 
-class Health(_Message):
+class Health(Message):
     """Who answers."""
 
     version: str
@@ -356,7 +417,7 @@ class Order(StrEnum):
     STOP = "stop"
 
 
-class Point(_Message):
+class Point(Message):
     """One measurement as it travels from the agent; the time was frozen when it was measured."""
 
     key: str
@@ -365,14 +426,14 @@ class Point(_Message):
     value: float
 
 
-class LogChunk(_Message):
+class LogChunk(Message):
     """Bytes of the program's output, from this offset of the attempt's log."""
 
     offset: int
     data: bytes
 
 
-class CheckpointNote(_Message):
+class CheckpointNote(Message):
     """A checkpoint that the agent has committed. The run log in the store is the truth; this is the news."""
 
     step: int
@@ -385,7 +446,7 @@ class CheckpointNote(_Message):
     sha256: str = ""
 
 
-class NodeNote(_Message):
+class NodeNote(Message):
     """What a node says of itself every few seconds."""
 
     gpus: list[GpuView] = Field(default_factory=list, max_length=64)
@@ -395,7 +456,7 @@ class NodeNote(_Message):
     """Whether what runs there has to save and go, too."""
 
 
-class Outcome(_Message):
+class Outcome(Message):
     """How an attempt ended, or one rank of it."""
 
     reason: Reason
@@ -404,7 +465,7 @@ class Outcome(_Message):
     last_step: int | None = None
 
 
-class Rendezvous(_Message):
+class Rendezvous(Message):
     """Where the ranks of a gang meet, and the checkpoint that all of them go on from. Rank 0 says it."""
 
     host: str
@@ -418,7 +479,14 @@ class Rendezvous(_Message):
     """They begin from the plain directory that the job names."""
 
 
-class Beat(_Message):
+class EnergyNote(Message):
+    """What one rank of an attempt has used since it began."""
+
+    joules: float = Field(ge=0, allow_inf_nan=False)
+    source: EnergySource
+
+
+class Beat(Message):
     """What an agent says about once a second. Repeating one changes nothing."""
 
     phase: Phase
@@ -438,6 +506,8 @@ class Beat(_Message):
     timings: dict[str, float] = Field(default_factory=dict)
     """Seconds of each part of the start, by name."""
     transfer: Transfer | None = None
+    energy: EnergyNote | None = None
+    """None before it is known."""
     rendezvous: Rendezvous | None = None
     """Of rank 0 of a gang, once it has claimed the run and restored."""
     outcome: Outcome | None = None
@@ -445,7 +515,7 @@ class Beat(_Message):
     """Seconds since the program ended, when this was sent. No two clocks need agree for it."""
 
 
-class BeatReply(_Message):
+class BeatReply(Message):
     """What the controller answers."""
 
     order: Order = Order.CONTINUE
@@ -460,7 +530,7 @@ class BeatReply(_Message):
     """Given once every rank of a gang is there."""
 
 
-class Problem(_Message):
+class Problem(Message):
     """Body of every error answer."""
 
     kind: str

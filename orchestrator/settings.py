@@ -14,8 +14,12 @@
                          there; they are native code: whoever can write to the store can run code on it
 ``ORCH_UPGRADE_REST``    seconds that an attempt stays where it began before it may be moved to a better
                          placement; of the controller, 60 when unset
+``ORCH_WINDOW_GRACE``    seconds before the end of a run's window at which it is told to save; nothing starts
+                         in the last two times as many; of the controller, 60 when unset
 ``ORCH_PIN_CPUS``        ``0`` on a node that lets programs run on any processor; otherwise each keeps to as
                          many as it was granted, which no other run has
+``ORCH_CPU_WATTS``       of a node: watts of a busy processor, where energy cannot be measured; 5 when unset
+``ORCH_GPU_WATTS``       the same of a GPU that was granted; 200 when unset
 ``ORCH_CPU_REGISTER``    folder where runs note their processors; containers that share a machine's processors
                          have to share it; ``/dev/shm`` when unset
 ``ORCH_CACHE_DIR``       where the trainer keeps them and other things; the user's cache when unset
@@ -57,6 +61,11 @@ class Home:
     def token_file(self) -> Path:
         """The bearer token, mode 0600."""
         return self.root / "token"
+
+    @property
+    def notify_file(self) -> Path:
+        """Whom the controller tells of what happens, with their secret addresses; mode 0600."""
+        return self.root / "notify.yaml"
 
     @property
     def client_file(self) -> Path:
@@ -102,6 +111,11 @@ class Home:
     def ledger_file(self) -> Path:
         """SQLite ledger."""
         return self.controller / "ledger.db"
+
+    @property
+    def tariff_file(self) -> Path:
+        """What electricity costs."""
+        return self.controller / "tariff.json"
 
     @property
     def drains_file(self) -> Path:
@@ -184,6 +198,16 @@ def seconds(name: str, default: float, environ: Mapping[str, str] | None = None)
     text = (os.environ if environ is None else environ).get(name, "").strip()
     if not re.fullmatch(r"(\d{1,9}(\.\d{1,3})?)?", text, re.ASCII):
         raise SetupError(f"{name} is {text!r}, which is no number of seconds", remedy=f"Write {name}=60.")
+    return float(text) if text else default
+
+
+def watts(name: str, default: float, environ: Mapping[str, str] | None = None) -> float:
+    """A number of watts; `default` where it is unset or empty. SetupError where it is no number."""
+    text = (os.environ if environ is None else environ).get(name, "").strip()
+    if not re.fullmatch(r"(\d{1,5}(\.\d{1,3})?)?", text, re.ASCII):
+        raise SetupError(
+            f"{name} is {text!r}, which is no number of watts", remedy=f"Write {name}={default:g}."
+        )
     return float(text) if text else default
 
 

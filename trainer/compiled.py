@@ -26,7 +26,7 @@ from trainer.flat import Buffers
 from trainer.muon import MuonAdamW
 from trainer.optimizer import AdamW
 from trainer.orders import Order, Programs, machine, settings_of, versions
-from trainer.programs import RATES, TAIL, Part, step_rates
+from trainer.programs import RATES, TAIL, Part, destinations, step_rates
 from trainer.ranks import Ranks
 from trainer.rng import Stream, stream_seed
 from trainer.snapshot import capturing
@@ -119,6 +119,7 @@ class CompiledEngine:
         device = hardware.device
         self._inputs = _Inputs(order.part, device)
         self._gradients = torch.zeros(self._workers, buffers.layout.size + TAIL, device=device)
+        self._rows = [destinations(buffers.layout, row) for row in self._gradients]
         self._results = torch.zeros(2, device=device)
         self._keep = (torch.zeros(1, device=device), torch.ones(1, device=device))
         self._tokens = batches.tokens("train")
@@ -162,7 +163,7 @@ class CompiledEngine:
                 self._inputs.starts[unit],
                 self._inputs.noise[unit],
                 self._keep[unit >= self._workers],
-                self._gradients[worker],
+                *self._rows[worker],
             )
 
     def _finish(self) -> None:

@@ -45,6 +45,11 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (32 - bits)) - 1)
 
 
+def stored(x: Tensor) -> Tensor:
+    """x, which a CPU's compiler then keeps in memory instead of computing it wherever it is used."""
+    return x.as_strided(x.shape, x.stride()) if x.device.type == "cpu" else x
+
+
 def keep_mask(shape: Sequence[int], noise: Tensor, site: int, p: float) -> Tensor:
     """Which elements of a tensor (sequences, ..., columns) are kept, as booleans.
 
@@ -59,7 +64,7 @@ def keep_mask(shape: Sequence[int], noise: Tensor, site: int, p: float) -> Tenso
         if axis == 0:
             place = first + place * distance
         number = number[..., None] * length + place
-    row = mix(number ^ mix(seed + site_offset(site)))
+    row = stored(mix(number ^ mix(seed + site_offset(site))))
     column = torch.arange(shape[-1], dtype=torch.int32, device=noise.device) * signed(_SITE_FACTOR)
     x = row[..., None] + column
     x = (x ^ _shifted(x, 15)) * signed(0x846CA68B)

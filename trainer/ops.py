@@ -5,8 +5,8 @@ Outside a compiled step they are PyTorch's. Inside (see :class:`Inside`), while 
 ==============  ==========================================================================================
 dropout         masks are a hash of (seed, step, place), see :mod:`trainer.dropout`: the same on every device
                 and however a batch is split
-attention       on a GPU a kernel of our own where it is installed, see :mod:`trainer.kernels`; on a CPU in
-                bf16 plain matrix products, because the backward of PyTorch's bf16 kernel is slow there
+attention       on a GPU a kernel of our own where it is installed, see :mod:`trainer.kernels`; on a CPU plain
+                matrix products, because the backward of PyTorch's bf16 kernel is slow there
 add_norm, mlp   on a GPU kernels of our own: residual, dropout and norm in one, activation within a product
 embedding       the gradient of a small table is a matrix product with one-hot rows: atomic additions to few
                 rows are slow, and their order differs from run to run
@@ -26,11 +26,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.dropout import keep_mask
+from trainer.dropout import keep_mask, stored
 
 _ONE_HOT_ROWS = 1024
 """Largest table whose gradient is a matrix product."""
 _LOGITS_MULTIPLE = 8
+_QUERIES = 64
+"""Of attention on a CPU that are computed at once."""
 _EPSILON = 1e-5
 _ERF_SCALE = 0.3275911
 _ERF_SERIES = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
@@ -144,7 +146,10 @@ def self_attention(heads: Tensor, p: float) -> Tensor:
         step = _inside[-1]
         y: Tensor = kernels.attention(heads.reshape(B, T, 3 * H * D), H, step.noise, step.site(), p)
         return y
-    q, k, v = heads.permute(2, 0, 3, 1, 4).unbind()  # each (B, head, T, D)
+    heads = heads.permute(2, 0, 3, 1, 4)  # (3, B, head, T, D)
+    if _inside and heads.device.type == "cpu":
+        heads = heads.contiguous()  # once for all products
+    q, k, v = heads.unbind()
     return attention(q, k, v, p)
 
 
@@ -166,12 +171,25 @@ def attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
 
 
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-    T, D = q.shape[-2:]
-    scores = (q @ k.mT).float() / math.sqrt(D)  # (B, head, T, T)
-    places = torch.arange(T, device=q.device)
-    weights = scores.masked_fill(places[:, None] < places, -torch.inf).softmax(-1)
-    if p:
-        weights = _hashed(weights, p, _inside[-1])
+    """In blocks of queries, each with the keys up to its end: later ones count for nothing."""
+    T = q.shape[-2]
+    kept = keep_mask((*q.shape[:-1], T), _inside[-1].noise, _inside[-1].site(), p) if p else None
+    found = []
+    for begin in range(0, T, _QUERIES):
+        end = min(begin + _QUERIES, T)
+        mask = None if kept is None else kept[..., begin:end, :end]
+        found.append(_attend_from(begin, q[..., begin:end, :], k[..., :end, :], v[..., :end, :], mask, p))
+    return found[0] if len(found) == 1 else torch.cat(found, -2)
+
+
+def _attend_from(begin: int, q: Tensor, k: Tensor, v: Tensor, kept: Tensor | None, p: float) -> Tensor:
+    """Of the queries from number `begin` on."""
+    scores = (q @ k.mT).float() * (1.0 / math.sqrt(q.shape[-1]))  # (B, head, queries, keys)
+    keys = torch.arange(k.shape[-2], dtype=torch.int32, device=q.device)
+    queries = keys[begin:, None]
+    weights = scores.masked_fill(queries < keys, -torch.inf).softmax(-1)
+    if kept is not None:
+        weights = torch.where(kept, weights * (1.0 / (1.0 - p)), 0.0)
     return weights.to(v.dtype) @ v
 
 
@@ -194,7 +212,7 @@ class _Gelu(torch.autograd.Function):
         half = 0.5 * series * bell  # Phi(-|x|)
         share = torch.where(wide < 0, half, 1.0 - half)  # Phi(x)
         slope = share + wide * bell * _NORMAL_PEAK
-        return (wide * share).to(x.dtype), slope.to(x.dtype)
+        return (wide * share).to(x.dtype), stored(slope.to(x.dtype))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:

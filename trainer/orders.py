@@ -20,7 +20,16 @@ from trainer.config import TrainerConfig
 from trainer.flat import Buffers
 from trainer.model_fast import build_model
 from trainer.muon import MuonAdamW, build_optimizer
-from trainer.programs import NEVER, RATES, TAIL, Part, Program, gradient_program, update_program
+from trainer.programs import (
+    NEVER,
+    RATES,
+    TAIL,
+    Part,
+    Program,
+    destinations,
+    gradient_program,
+    update_program,
+)
 
 _FORMAT = 3
 _SETTINGS = (
@@ -146,7 +155,7 @@ class Sources:
                 torch.zeros(order.part.sequences, dtype=torch.int64, device=device),
                 torch.zeros(3, dtype=torch.int32, device=device),
                 torch.zeros(1, device=device),
-                torch.zeros(numbers, device=device),
+                *destinations(layout, torch.zeros(numbers, device=device)),
             ),
             update_program(layout, config, plan),
             (

@@ -49,38 +49,62 @@ class Part:
 def gradient_program(
     model: LanguageModel, layout: Layout, config: TrainerConfig, part: Part, dtype: torch.dtype, kernels: Any
 ) -> Program:
-    """``(weights (P,), tokens (n,), starts (m,) int64, noise (3,) int32, keep (1,), out (P + TAIL,))``, which
-    returns this part's share of the loss.
+    """``(weights (P,), tokens (n,), starts (m,) int64, noise (3,) int32, keep (1,), *out)``, which returns
+    this part's share of the loss.
 
-    `out` becomes its share of the gradient of the whole batch's mean loss, and of that loss. With `part.adds`
-    it is added to `out` where `keep` is 1, and replaces it where `keep` is 0.
+    `out` is :func:`destinations` of a row (P + TAIL,). The row becomes its share of the gradient of the whole
+    batch's mean loss, and of that loss. With `part.adds` it is added to the row where `keep` is 1, and
+    replaces it where `keep` is 0.
     """
     T = config.block_size
     scale = 1.0 / (part.units * part.ranks)
 
-    def loss_of(weights: Tensor, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    def operands(weights: Tensor) -> dict[str, Tensor]:
         named = layout.split(weights)
-        context: Any = nullcontext()
         if dtype != torch.float32:
             small = layout.split(weights.to(dtype))  # one kernel for all matrices
             named |= {name: small[name] for name in named if _only_multiplied(name, named[name])}
-            context = torch.autocast(weights.device.type, dtype, cache_enabled=False)
+        return named
+
+    def loss_of(named: dict[str, Tensor], x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+        context: Any = nullcontext()
+        if dtype != torch.float32:
+            context = torch.autocast(x.device.type, dtype, cache_enabled=False)
         with ops.inside(ops.Inside(noise, dtype, kernels)), context:
             loss: Tensor = functional_call(model, named, (x, y))[1]
         return loss * scale
 
+    def loss_of_flat(weights: Tensor, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+        return loss_of(operands(weights), x, y, noise)
+
     def gradient(
-        weights: Tensor, tokens: Tensor, starts: Tensor, noise: Tensor, keep: Tensor, out: Tensor
+        weights: Tensor, tokens: Tensor, starts: Tensor, noise: Tensor, keep: Tensor, *out: Tensor
     ) -> Tensor:
         window = torch.arange(T + 1, device=starts.device)
         sequences = tokens[starts[:, None] + window].long()
+        x, y = sequences[:, :-1], sequences[:, 1:]
         loss: Tensor
-        found, loss = grad_and_value(loss_of)(weights, sequences[:, :-1], sequences[:, 1:], noise)
-        share = torch.cat([found, loss.expand(TAIL)])
-        out.copy_(torch.where(keep > 0, out, 0.0) + share if part.adds else share)
+        if len(out) == 1:
+            flat, loss = grad_and_value(loss_of_flat)(weights, x, y, noise)
+            shares = [torch.cat([flat, loss.expand(TAIL)])]
+        else:
+            named, loss = grad_and_value(loss_of)(operands(weights), x, y, noise)
+            shares = [*(named[name] for name in layout.places), loss.expand(TAIL)]
+        for place, share in zip(out, shares, strict=True):
+            place.copy_(torch.where(keep > 0, place, 0.0) + share if part.adds else share)
         return loss
 
     return gradient
+
+
+def destinations(layout: Layout, row: Tensor) -> tuple[Tensor, ...]:
+    """Where a gradient program writes: the whole row, on a CPU a view of it for each tensor and for the loss.
+
+    A CPU's compiler would join the tensors first and then copy them.
+    """
+    if row.device.type != "cpu":
+        return (row,)
+    return (*layout.views(row).values(), row[layout.size :])
 
 
 def _only_multiplied(name: str, weight: Tensor) -> bool:

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 
 from orchestrator.contract import NO_ROOM
 from trainer.config import TrainerConfig
+from trainer.counters import EnergyCounter
 from trainer.data import Dataset
 from trainer.device import Hardware
 from trainer.flops import A100_BF16_FLOPS, flops_per_step
 from trainer.model_fast import LanguageModel
 from trainer.peak import gemm_peak
-from trainer.power import EnergyCounter, EnergyMeter, find_energy
+from trainer.power import EnergyMeter, find_energy
 
 _saying = threading.Lock()
 _unsaid: deque[str] = deque(maxlen=1000)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from orchestrator.contract import NO_ROOM
+from orchestrator.contract import NO_ROOM, SAMPLE_FILE
 from trainer import checkpoint
 from trainer.config import TrainerConfig
 from trainer.data import Vocabulary, vocabulary_of
@@ -19,7 +19,6 @@ from trainer.model_fast import LanguageModel, build_model
 from trainer.progress import say
 from trainer.rng import Stream, stream_seed
 
-SAMPLE_FILE = "sample.txt"
 _LONGEST = 1 << 20
 """Tokens of context that a model may have; only its weights bound what else it takes."""
 

@@ -162,6 +162,8 @@ class Training:
                 return self._stop()
             if self._complete():
                 return self._finish()
+            if self._at_rung():
+                return self._stop()
             self.update()
 
     def update(self) -> None:
@@ -196,7 +198,15 @@ class Training:
     def _evaluation_due(self) -> bool:
         if self.evaluation is not None and self.evaluation.step == self.step:
             return False
-        return self.step % self.config.eval_interval == 0 or self.step >= self.config.max_steps
+        return (
+            self.step % self.config.eval_interval == 0
+            or self.step >= self.config.max_steps
+            or self._at_rung()
+        )
+
+    def _at_rung(self) -> bool:
+        """Whether a sweep wants to compare the run with others at this step, before it goes on."""
+        return self.context.pause_step is not None and self.step >= self.context.pause_step
 
     def evaluate(self) -> None:
         """Estimate both losses at this step; gives up without a trace when asked to stop meanwhile."""

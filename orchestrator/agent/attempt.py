@@ -22,6 +22,7 @@ from orchestrator.agent.closing import Closing, Patience
 from orchestrator.agent.compiled import SharedSteps, cache_root
 from orchestrator.agent.cores import CoreRegister
 from orchestrator.agent.disk import DiskWatch
+from orchestrator.agent.energy import watch_attempt
 from orchestrator.agent.fence import FenceWatch
 from orchestrator.agent.identity import boot_id, cpu_name, gpu_name, oom_kills
 from orchestrator.agent.job import AgentJob
@@ -33,14 +34,16 @@ from orchestrator.agent.program import Program, build_command
 from orchestrator.agent.rank import Crew, Discarding
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.saver import Saver
-from orchestrator.agent.triggers import Triggers
+from orchestrator.agent.triggers import GRACE_S, Triggers
 from orchestrator.agent.verdict import Ending, Stop, judge, judge_opening
 from orchestrator.agent.waking import Waking
 from orchestrator.agent.workdir import WorkDir, prune
 from orchestrator.clock import SYSTEM, Clock
-from orchestrator.domain.states import Phase, Reason
+from orchestrator.domain.energy import Energy
+from orchestrator.domain.limits import describe
+from orchestrator.domain.states import ENDING, Phase, Reason
 from orchestrator.errors import StoreFullError
-from orchestrator.messages import Beat, Outcome
+from orchestrator.messages import Beat, EnergyNote, Outcome
 from orchestrator.store.cache import NO_CACHE
 
 log = logging.getLogger(__name__)
@@ -49,7 +52,7 @@ POLL_S = 0.2
 POLL_AT_START_S = 0.02
 _START_S = 10.0
 """How long the program is watched closely after its start."""
-_DECISIVE = frozenset({Reason.CANCELLED, Reason.FENCED})
+_DECISIVE = ENDING | {Reason.FENCED}
 """They count even where they come after the program has ended."""
 LEFTOVER_GRACE_S = 5.0
 """Time for what a program has left running when it ended by itself."""
@@ -86,6 +89,8 @@ class Attempt:
         self._disk_full_at_end = False
         self._cache = NO_CACHE
         self._first_point_seen = False
+        self._used = 0.0
+        """Joules, until the last look."""
         self._oom_kills = oom_kills()
         self._waking = Waking(clock, lambda text: self._reporter.event(text))
         self._reporter = self._make_reporter()
@@ -94,6 +99,9 @@ class Attempt:
             self._link(), f"{self._path}/artifacts", folder.artifacts, self._reporter.event
         )
         self._disk = DiskWatch(folder.root, lambda: self._cache.trim(), self._reporter.event, clock)
+        self._energy = watch_attempt(
+            self._job, self._launch.gpu_ids, environ, self._tell_energy, self._reporter.event, clock
+        )
         self._triggers = self._make_triggers()
         self._cores = CoreRegister()
         self._program = Program(self._notify, clock)
@@ -134,7 +142,28 @@ class Attempt:
             fences=[lambda: self._reporter.fenced],
             waking=self._waking,
             limit=self._job.first_limit,
+            at_rung=self._passed_rung,
+            spent=self._spent,
+            limit_grace_s=self._job.window_grace_s if self._job.limit is Reason.WINDOW else GRACE_S,
         )
+
+    def _passed_rung(self) -> bool:
+        """Whether a program that does not end at its rung by itself has come there.
+
+        The built-in trainer does, at that very step, and needs to be left alone.
+        """
+        pause_at, step = self._job.pause_at, self._reporter.last_step
+        if pause_at is None or step is None or self._job.spec.command is None:
+            return False
+        return step >= pause_at
+
+    def _spent(self) -> str | None:
+        left = self._job.joules_left
+        return describe(self._job.spec, Reason.ENERGY) if left is not None and self._used > left else None
+
+    def _tell_energy(self, used: Energy) -> None:
+        self._used = used.joules
+        self._reporter.update(energy=EnergyNote(joules=used.joules, source=used.source))
 
     def _notify(self) -> None:
         self._wake.put(None)
@@ -152,6 +181,7 @@ class Attempt:
         self._reporter.timing("agent_start", self._clock.monotonic() - self._launch.monotonic)
         self._reporter.start()
         self._waking.start()
+        self._energy.start()
         try:
             outcome = self._live()
         except Exception as error:
@@ -364,11 +394,19 @@ class Attempt:
             disk_full=self._disk_full_at_end,
             unsaved=self._saver.unsaved,
             ranks=self._job.world,
+            at_rung=self._at_rung(),
         )
+
+    def _at_rung(self) -> bool:
+        """Whether what has been saved is the step at which the sweep compares. Ranks above 0 save nothing."""
+        assert self._saver is not None
+        pause_at, step = self._job.pause_at, self._saver.last_step
+        return pause_at is not None and (self._job.rank > 0 or (step is not None and step >= pause_at))
 
     def _finish(self, outcome: Outcome) -> None:
         """Deliver everything, the outcome last, and leave only evidence."""
         self._output.finish()
+        self._energy.end()
         self._cores.give_back()
         if self._fence is not None:
             self._fence.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.domain.admission import GRACE_S
 from orchestrator.domain.limits import describe
 from orchestrator.domain.states import Reason
 from orchestrator.spec.models import RunSpec, Variant
@@ -41,6 +42,12 @@ class AgentJob(BaseModel):
     """How long it may run, from its start; counted on, while the machine sleeps."""
     limit: Reason = Reason.TIME_LIMIT
     """Which of the run's limits that is."""
+    pause_at: int | None = None
+    """Step at which it saves and ends, for its sweep to compare it with others."""
+    joules_left: float | None = None
+    """Energy that it may use, where that is limited; of a gang, all ranks together."""
+    window_grace_s: float = GRACE_S
+    """Time to save where that is the end of its hours."""
     gpu_ids: tuple[int, ...] = ()
     """GPUs that the program may see, as indices into the node's own list."""
     gpu_total: int | None = None

@@ -114,6 +114,8 @@ def _contract(
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
     }
+    if job.pause_at is not None:
+        env["ORCH_PAUSE_STEP"] = str(job.pause_at)
     if job.rank == 0:
         env["ORCH_METRICS_FILE"] = str(folder.metrics)
     if resume is not None:

@@ -9,7 +9,7 @@ from orchestrator.agent.identity import ProcessId
 from orchestrator.agent.verdict import Stop
 from orchestrator.agent.waking import Waking
 from orchestrator.clock import Clock
-from orchestrator.domain.states import CONSEQUENCES, Reason
+from orchestrator.domain.states import CONSEQUENCES, ENDING, Reason
 from orchestrator.messages import BeatReply, Order
 
 GRACE_S = 60.0
@@ -17,7 +17,7 @@ GRACE_S = 60.0
 FENCED_GRACE_S = 5.0
 """A fenced program cannot commit any more; this only lets it end in an orderly way."""
 
-_RANK = {Reason.CANCELLED: 1, Reason.FENCED: 2}
+_RANK = {**dict.fromkeys(ENDING, 1), Reason.FENCED: 2}
 """A reason of a higher rank replaces one of a lower rank; of equal ranks the first stays."""
 
 
@@ -35,6 +35,12 @@ class Triggers:
     fences: list[Callable[[], str | None]] = field(default_factory=list)
     limit: tuple[Reason, str] = (Reason.TIME_LIMIT, "the run has reached its longest duration")
     """Which limit that is, and in words."""
+    at_rung: Callable[[], bool] = lambda: False
+    """Whether the program has reached the step at which its sweep compares it."""
+    spent: Callable[[], str | None] = lambda: None
+    """Why the run may use no more energy, or None."""
+    limit_grace_s: float = GRACE_S
+    """Time to save then."""
     terminated: bool = False
     """SIGTERM has come to the agent."""
     waking: Waking | None = None
@@ -65,7 +71,11 @@ class Triggers:
 
     def _find_local(self) -> Stop | None:
         if self.deadline is not None and self.clock.boottime() >= self.deadline:
-            return Stop(*self.limit, GRACE_S)
+            return Stop(*self.limit, self.limit_grace_s)
+        if self.at_rung():
+            return Stop(Reason.RUNG, CONSEQUENCES[Reason.RUNG].text, GRACE_S)
+        if (why := self.spent()) is not None:
+            return Stop(Reason.ENERGY, why, GRACE_S)
         if self.terminated:
             return Stop(Reason.SHUTDOWN, "the agent was asked to end", GRACE_S)
         if not self.orphaned and not self.watched.alive():

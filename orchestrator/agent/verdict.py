@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 
 from orchestrator.contract import EXIT_LOST_RANK, EXIT_SAVED, EXIT_USER_ERROR
-from orchestrator.domain.states import Reason
+from orchestrator.domain.states import ENDING, Reason
 from orchestrator.errors import (
     FencedError,
     NotFoundError,
@@ -68,6 +68,8 @@ class Ending:
     """The disk that it writes to was full when it ended."""
     ranks: int = 1
     """Of the attempt."""
+    at_rung: bool = False
+    """It has reached the step at which it was to save and end."""
     unsaved: tuple[int, OrchError] | None = None
     """Step of its newest checkpoint where that could not be stored, and why."""
 
@@ -109,7 +111,7 @@ def _store_reason(error: OrchError) -> Reason:
 
 def _reason(ending: Ending) -> tuple[Reason, str]:
     code, stop = ending.exit_code, ending.stop
-    if stop is not None and stop.reason in (Reason.FENCED, Reason.CANCELLED):
+    if stop is not None and (stop.reason == Reason.FENCED or stop.reason in ENDING):
         return stop.reason, stop.message
     if ending.spawn_error is not None:
         return Reason.USER_ERROR, f"the program cannot be started: {ending.spawn_error}"
@@ -119,6 +121,8 @@ def _reason(ending: Ending) -> tuple[Reason, str]:
         return _told(ending) or Reason.USER_ERROR, _last_line(ending) or f"exit code {EXIT_USER_ERROR}"
     if stop is not None:
         return stop.reason, _stopped(ending, stop)
+    if code == EXIT_SAVED and ending.at_rung:
+        return Reason.RUNG, ""
     if code == EXIT_SAVED:
         return Reason.SHUTDOWN, f"the program saved and ended without being asked (exit code {EXIT_SAVED})"
     if code == EXIT_LOST_RANK and ending.ranks > 1:

@@ -14,6 +14,7 @@ from orchestrator.cluster.calm_server import CalmServer
 from orchestrator.cluster.gateway import RayGateway
 from orchestrator.control.config import ControllerConfig
 from orchestrator.control.controller import Controller
+from orchestrator.domain.admission import GRACE_S
 from orchestrator.domain.rivalry import REST_S
 from orchestrator.errors import OrchError, SetupError
 from orchestrator.settings import Home, home, seconds
@@ -42,6 +43,7 @@ def serve(options: argparse.Namespace, state: Home) -> None:
         ray_address=options.ray_address,
         mlflow_url=options.mlflow,
         upgrade_rest_s=seconds("ORCH_UPGRADE_REST", REST_S),
+        window_grace_s=seconds("ORCH_WINDOW_GRACE", GRACE_S),
     )
     gateway = RayGateway(options.ray_address, state.service_logs / "ray-gateway.log")
     gateway.start()

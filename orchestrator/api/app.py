@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from orchestrator import __version__
-from orchestrator.api import agents, clients
+from orchestrator.api import agents, clients, schedules, sweeps
 from orchestrator.api.auth import authorized, has_token
 from orchestrator.control.controller import Controller
 from orchestrator.errors import (
@@ -57,6 +57,8 @@ def create_app(controller: Controller, token: str, cluster_id: str) -> FastAPI:
     app.state.token = token
     app.state.cluster_id = cluster_id
     app.include_router(clients.router, dependencies=[Depends(authorized)])
+    app.include_router(sweeps.router, dependencies=[Depends(authorized)])
+    app.include_router(schedules.router, dependencies=[Depends(authorized)])
     app.include_router(agents.router, dependencies=[Depends(authorized)])
     app.add_api_route("/v1/health", health, methods=["GET"])
     app.add_exception_handler(OrchError, _on_error)

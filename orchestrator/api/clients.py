@@ -6,6 +6,7 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.api.agents import controller
@@ -19,6 +20,10 @@ from orchestrator.messages import (
     LogPage,
     MoveRequest,
     NodeView,
+    NotifyRequest,
+    NotifySent,
+    NotifyTest,
+    NotifyView,
     PlanView,
     PointView,
     RunDetail,
@@ -114,6 +119,30 @@ def set_limit(request: Request, body: LimitRequest) -> LimitsView:
     return controller(request).service.set_limit(body)
 
 
+@router.get("/notify")
+def notify(request: Request) -> list[NotifyView]:
+    """Who is told of what happens."""
+    return controller(request).telling.targets()
+
+
+@router.post("/notify", status_code=201)
+def add_notify(request: Request, body: NotifyRequest) -> NotifyView:
+    """Tell somebody from now on."""
+    return controller(request).telling.add(body)
+
+
+@router.delete("/notify/{name}")
+def remove_notify(request: Request, name: str) -> NotifyView:
+    """Tell somebody nothing any more."""
+    return controller(request).telling.remove(name)
+
+
+@router.post("/notify/test")
+def test_notify(request: Request, body: NotifyTest) -> list[NotifySent]:
+    """Send a message to targets, now."""
+    return controller(request).telling.test(body.names)
+
+
 @router.get("/runs/{ref}/checkpoints")
 def checkpoints(request: Request, ref: str) -> list[CheckpointView]:
     """Committed checkpoints, oldest first."""
@@ -174,6 +203,12 @@ async def logs(
 def compare_links(request: Request, ref: Annotated[list[str], Query()]) -> dict[str, str]:
     """MLflow's pages that show these runs side by side."""
     return controller(request).service.compare_links(ref)
+
+
+@router.get("/report", response_class=HTMLResponse)
+def report(request: Request, ref: Annotated[list[str], Query(min_length=1, max_length=50)]) -> HTMLResponse:
+    """One page about a sweep, or about one or more runs."""
+    return HTMLResponse(controller(request).reporting.page(ref))
 
 
 @router.get("/nodes")

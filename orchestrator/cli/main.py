@@ -18,10 +18,14 @@ from orchestrator.cli import (
     insight,
     machines,
     nodes,
+    notify,
     owner,
     queue,
+    report,
     runs,
+    schedules,
     spec,
+    sweeps,
     views,
 )
 
@@ -61,7 +65,24 @@ def _root(
     pass
 
 
-for topic in (runs, queue, views, checkpoints, insight, cluster, nodes, machines, owner, garbage, demo, spec):
+for topic in (
+    runs,
+    sweeps,
+    schedules,
+    queue,
+    views,
+    checkpoints,
+    insight,
+    report,
+    cluster,
+    nodes,
+    machines,
+    owner,
+    notify,
+    garbage,
+    demo,
+    spec,
+):
     topic.register(app)
 
 

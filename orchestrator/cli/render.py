@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from orchestrator.domain.energy import EnergySource, in_words
+
 if TYPE_CHECKING:
     from orchestrator.messages import Transfer
 
@@ -31,6 +33,19 @@ STATE_STYLES = {
     "succeeded": "green",
     "failed": "red",
     "cancelled": "dim",
+    "open": "cyan",
+    "rung": "yellow",
+    "paused": "yellow",
+    "pruned": "dim",
+    "complete": "green",
+    "finished": "green",
+    "active": "green",
+    "ended": "dim",
+    "removed": "dim",
+    "waiting": "yellow",
+    "created": "green",
+    "skipped": "yellow",
+    "missed": "red",
     "ready": "green",
     "lost": "red",
     "draining": "yellow",
@@ -123,6 +138,14 @@ def rate(tokens_per_s: float | None) -> str:
         if tokens_per_s >= factor:
             return f"{tokens_per_s / factor:.1f}{unit} tok/s"
     return f"{tokens_per_s:.0f} tok/s"
+
+
+def energy(kwh: float | None, source: EnergySource | None, cost: float | None, currency: str | None) -> str:
+    """What was used and what it costs, such as `1.24 kWh (estimated), 0.37 EUR`; empty where unknown."""
+    if kwh is None:
+        return ""
+    money = f", {cost:,.2f} {currency or ''}".rstrip() if cost is not None else ""
+    return in_words(kwh, source) + money
 
 
 def progress(step: int | None, target: int | None) -> str:

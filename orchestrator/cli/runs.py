@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli import sweeps
 from orchestrator.cli.common import RUNS, Follow, Json, RunRef, Set, SpecFile, connect, out, print_json
 
 if TYPE_CHECKING:
@@ -35,14 +36,18 @@ def submit(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Submit a spec as a run.
+    """Submit a spec: of a run, or of a sweep.
 
     - `orch submit configs/laptop.yaml --follow`
+    - `orch submit configs/sweep.yaml`
     - `orch submit configs/laptop.yaml --set trainer.max_steps=500 --name short`
     """
-    from orchestrator.spec import load_spec
+    from orchestrator.spec import LoadedSweep, load_any
 
-    loaded = load_spec(spec, _overrides(changes, name))
+    loaded = load_any(spec, _overrides(changes, name))
+    if isinstance(loaded, LoadedSweep):
+        sweeps.submit(loaded, key, follow, as_json)
+        return
     with connect() as client:
         submitted = client.submit(request(loaded.spec, loaded.source, key))
         announce(client, submitted, follow, as_json)

@@ -76,22 +76,24 @@ def _verdict(view: PlanView) -> str:
 
 
 def schema(
+    sweep: Annotated[bool, typer.Option("--sweep", help="The schema of sweeps instead of runs.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file.")
     ] = None,
 ) -> None:
-    """Print the JSON Schema of specs, for editors.
+    """Print the JSON Schema of specs or of sweeps, for editors.
 
     With it an editor completes and checks specs. Write it to a file, and name it on top of a spec with
     `# yaml-language-server: $schema=orch.schema.json`.
 
     - `orch schema -o orch.schema.json`
+    - `orch schema --sweep -o sweep.schema.json`
     """
     import json
 
-    from orchestrator.spec.schema import json_schema
+    from orchestrator.spec.schema import json_schema, sweep_json_schema
 
-    text = json.dumps(json_schema(), indent=2) + "\n"
+    text = json.dumps(sweep_json_schema() if sweep else json_schema(), indent=2) + "\n"
     if output is None:
         typer.echo(text, nl=False)
     else:

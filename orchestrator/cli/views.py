@@ -14,6 +14,7 @@ from rich.text import Text
 from orchestrator.cli import render
 from orchestrator.cli.common import RUNS, Json, RunRef, connect, err, out, print_json, width
 from orchestrator.cli.render import Cell, Column
+from orchestrator.domain.energy import in_words
 from orchestrator.domain.states import RunState
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ ATTEMPT_COLUMNS = [
     Column("DEVICE", least=6),
     Column("STEPS"),
     Column("TIME", right=True),
+    Column("ENERGY", right=True),
     Column("ENDED", wrap=True),
 ]
 EVENTS_SHOWN = 10
@@ -142,6 +144,7 @@ def _summary(detail: RunDetail, now: datetime) -> Text:
                 ("remaining", render.duration(run.eta_s)),
                 ("transfer", render.transfer(run.transfer)),
                 ("duration", render.duration(took)),
+                ("energy", render.energy(run.energy_kwh, run.energy_source, run.cost, run.currency)),
                 ("experiment", run.experiment),
                 ("created", f"{render.clock(run.created_at, now)} by {run.user or 'unknown'}"),
             ]
@@ -177,6 +180,7 @@ def _attempt_row(attempt: AttemptView, now: datetime) -> list[Cell]:
         attempt.device or render.NOTHING,
         steps,
         render.duration(((attempt.ended_at or now) - begun).total_seconds()),
+        in_words(attempt.energy_kwh) if attempt.energy_kwh is not None else render.NOTHING,
         ended,
     ]
 

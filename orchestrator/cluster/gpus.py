@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from orchestrator.domain.fleet import GpuState
+from trainer.counters import nvml_handle
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Gpus:
         self._silent: set[int] = set()
         for index, name in enumerate(ids):
             try:
-                self._gpus.append(_Gpu(nvml, index, _handle(nvml, name)))
+                self._gpus.append(_Gpu(nvml, index, nvml_handle(nvml, name)))
             except (nvml.NVMLError, ValueError) as error:
                 log.info("GPU %s is not known to NVML: %s", name, error)
 
@@ -77,12 +78,6 @@ class Gpus:
                     log.warning("GPU %d does not answer: %s", gpu.index, error)
                     self._silent.add(gpu.index)
         return found
-
-
-def _handle(nvml: Any, name: str) -> Any:
-    if name.isdigit():
-        return nvml.nvmlDeviceGetHandleByIndex(int(name))
-    return nvml.nvmlDeviceGetHandleByUUID(name)
 
 
 class _Gpu:

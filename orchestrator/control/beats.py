@@ -8,14 +8,16 @@ from dataclasses import replace
 from datetime import datetime
 
 from orchestrator.clock import Clock
+from orchestrator.control.energy import EnergyBook
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.measured import with_attempt
 from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.tracking import Tracking
 from orchestrator.domain import gang
+from orchestrator.domain.energy import Energy
 from orchestrator.domain.records import AttemptRecord, RunRecord
-from orchestrator.domain.states import Phase, Reason, RunState
+from orchestrator.domain.states import ENDING, Phase, Reason, RunState
 from orchestrator.domain.transitions import reach
 from orchestrator.errors import NotFoundError
 from orchestrator.messages import Beat, BeatReply, CheckpointNote, Order
@@ -38,9 +40,11 @@ class Beats:
         live: LiveBoard,
         outcomes: Outcomes,
         tracking: Tracking,
+        energy: EnergyBook,
         clock: Clock,
         wake: Callable[[], None],
         share: Callable[[AttemptRecord], float] = lambda attempt: 1.0,
+        window_grace_s: float = GRACE_S,
     ) -> None:
         self._ledger = ledger
         self._spool = spool
@@ -48,9 +52,11 @@ class Beats:
         self._live = live
         self._outcomes = outcomes
         self._tracking = tracking
+        self._energy = energy
         self._clock = clock
         self._wake = wake
         self._share = share
+        self._graces = {**dict.fromkeys(ENDING, CANCEL_GRACE_S), Reason.WINDOW: window_grace_s}
         self._log_lock = threading.Lock()
 
     def take(self, run_id: str, number: int, beat: Beat) -> BeatReply:
@@ -69,7 +75,9 @@ class Beats:
             beat.boot_id,
             rank=beat.rank,
             rendezvous=beat.rendezvous,
+            energy=Energy(beat.energy.joules, beat.energy.source) if beat.energy else None,
         )
+        self._energy.keep(run, attempt, last=attempt.ended and beat.outcome is not None)
         if attempt.ended or number != run.attempt or run.state.final or ranks[beat.rank].end:
             return self._not_wanted(run, attempt, beat, log_size)
         if beat.rank:
@@ -82,7 +90,7 @@ class Beats:
         if beat.points:
             self._spool.add_points(run_id, number, with_attempt(beat.points, number))
         if _has_news(attempt, beat):
-            run = self._take_news(run_id, number, beat)
+            run, attempt = self._take_news(run_id, number, beat)
         if beat.checkpoints:
             self._live.committed(run_id, number, max(note.step for note in beat.checkpoints))
         for note in beat.checkpoints:
@@ -133,12 +141,14 @@ class Beats:
             self._wake()
         reason = attempt.reason if attempt.ended and attempt.reason else Reason.FENCED
         if run.state == RunState.CANCELLED and run.attempt == attempt.number:
-            reason = Reason.CANCELLED
+            reason = run.reason if run.reason in ENDING else Reason.CANCELLED
         return BeatReply(order=Order.STOP, reason=reason, grace_s=5.0, log_offset=log_size)
 
     def _answer(self, run: RunRecord, attempt: AttemptRecord, log_size: int) -> BeatReply:
         reply = BeatReply(log_offset=log_size, mlflow_run_id=self._spool.mlflow_run_id(run.id))
-        stop, grace = run.stop, CANCEL_GRACE_S if run.stop == Reason.CANCELLED else GRACE_S
+        stop, grace = run.stop, self._graces.get(run.stop, GRACE_S) if run.stop else GRACE_S
+        if stop is None and self._energy.spent(run, attempt):
+            stop = Reason.ENERGY
         if attempt.members:
             lost = gang.stop_grace(attempt, self._clock.now())
             if lost is not None:
@@ -150,39 +160,41 @@ class Beats:
             return reply
         return reply.model_copy(update={"order": Order.STOP, "reason": stop, "grace_s": grace})
 
-    def _take_news(self, run_id: str, number: int, beat: Beat) -> RunRecord:
+    def _take_news(self, run_id: str, number: int, beat: Beat) -> tuple[RunRecord, AttemptRecord]:
         now = self._clock.now()
         with self._ledger.begin() as ledger:
             run, attempt = ledger.run(run_id), ledger.attempt(run_id, number)
             if attempt.ended:
-                return run
+                return run, attempt
             phase = beat.phase if beat.phase != Phase.ENDED else attempt.phase
             begins = phase == Phase.RUNNING and attempt.started_at is None
-            ledger.save_attempt(
-                replace(
-                    attempt,
-                    phase=phase,
-                    device=beat.device or attempt.device,
-                    device_name=beat.device_name or attempt.device_name,
-                    first_step=beat.first_step if beat.first_step is not None else attempt.first_step,
-                    last_step=beat.step if beat.step is not None else attempt.last_step,
-                    started_at=now if begins else attempt.started_at,
-                    timings={**attempt.timings, **beat.timings},
-                )
+            before = run
+            run, attempt = self._energy.counted(run, attempt)
+            attempt = replace(
+                attempt,
+                phase=phase,
+                device=beat.device or attempt.device,
+                device_name=beat.device_name or attempt.device_name,
+                first_step=beat.first_step if beat.first_step is not None else attempt.first_step,
+                last_step=beat.step if beat.step is not None else attempt.last_step,
+                started_at=now if begins else attempt.started_at,
+                timings={**attempt.timings, **beat.timings},
             )
+            ledger.save_attempt(attempt)
             if begins:
                 run = replace(run, started_at=run.started_at or now)
                 if run.state == RunState.STARTING:
                     run = replace(run, state=RunState.RUNNING, message="")
-                ledger.save_run(run)
                 from_step = f" from step {beat.first_step}" if beat.first_step else ""
                 ledger.add_event(
                     run_id, now, "started", f"attempt {number} runs on {attempt.node}{from_step}"
                 )
+            if run is not before:
+                ledger.save_run(run)
             _add_events(ledger, attempt, beat, now)
         if begins:
             self._tracking.attempt_started(run)
-        return run
+        return run, attempt
 
 
 def _add_events(ledger: Transaction, attempt: AttemptRecord, beat: Beat, now: datetime) -> None:

@@ -13,14 +13,18 @@ from dataclasses import dataclass, replace
 
 from orchestrator.clock import Clock
 from orchestrator.control.live import LiveBoard, Sign
+from orchestrator.domain.admission import GRACE_S, LEAST_S, Hours, hours_of
 from orchestrator.domain.demand import Shape, demand_of, shape_of
 from orchestrator.domain.queue import Order, Queue, Waiting
 from orchestrator.domain.records import AttemptRecord, QueuedRun, RunRecord
 from orchestrator.domain.rivalry import Running
 from orchestrator.domain.room import Grant
 from orchestrator.domain.states import EXECUTING, RunState
+from orchestrator.domain.tariff import Tariff
 from orchestrator.store.ledger import Ledger, Transaction
 
+MOVE_LEAST_S = 600.0
+"""A run is not moved to a better place where less than this is left of its hours."""
 Remaining = Callable[[RunRecord, AttemptRecord, int | None], float | None]
 """Seconds that a run still takes from this step on, told from how fast runs like it went; None: unknown."""
 
@@ -41,16 +45,28 @@ class _Open:
     """Steps at which it ends; None where that is not known."""
     left: float | None
     """Seconds that its attempt may take; None: any."""
+    hours: Hours | None
+    """When it may execute; None: always."""
     record: RunRecord
 
 
 class Board:
     """Waiting runs and open attempts. Use it under :attr:`lock`."""
 
-    def __init__(self, ledger: Ledger, live: LiveBoard, clock: Clock, remaining: Remaining) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        live: LiveBoard,
+        clock: Clock,
+        remaining: Remaining,
+        tariff: Callable[[], Tariff | None] = lambda: None,
+        window_grace_s: float = GRACE_S,
+    ) -> None:
         """`remaining`: what is left of an attempt that has not shown yet how fast it goes."""
         self.lock = threading.RLock()
-        self.queue = Queue()
+        self.queue = Queue(LEAST_S / GRACE_S * window_grace_s)
+        self._ledger = ledger
+        self._tariff = tariff
         self._live = live
         self._clock = clock
         self._estimated = remaining
@@ -60,12 +76,25 @@ class Board:
         with self.lock:
             ledger.watch(self._follow)
             with ledger.read() as transaction:
-                for queued in transaction.each_queued():
-                    self.queue.add(waiting(queued))
-                for run in transaction.runs(states=tuple(EXECUTING)):
-                    self._take_run(run)
+                self._take_all(transaction)
                 for attempt in transaction.open_attempts():
                     self._attempts[attempt.run_id, attempt.number] = attempt
+
+    def _take_all(self, transaction: Transaction) -> None:
+        tariff = self._tariff()
+        for queued in transaction.each_queued():
+            self.queue.add(waiting(queued, tariff))
+        for run in transaction.runs(states=tuple(EXECUTING)):
+            self._take_run(run)
+
+    def tariff_changed(self) -> None:
+        """Think of every run again: there is another tariff."""
+        with self.lock, self._ledger.read() as transaction:
+            self._take_all(transaction)
+
+    def waiting_of(self, run: RunRecord) -> Waiting:
+        """A queued run as the planner sees it, by the tariff of today."""
+        return waiting_of(run, self._tariff())
 
     def _follow(self, transaction: Transaction) -> None:
         with self.lock:
@@ -80,13 +109,13 @@ class Board:
 
     def _take_run(self, run: RunRecord) -> None:
         if run.state == RunState.QUEUED:
-            self.queue.add(waiting_of(run))
+            self.queue.add(self.waiting_of(run))
         else:
             self.queue.remove(run.id)
         if run.state.final or run.state == RunState.QUEUED:
             self._runs.pop(run.id, None)
         else:
-            self._runs[run.id] = _open(run)
+            self._runs[run.id] = _open(run, self._tariff())
 
     @property
     def idle(self) -> bool:
@@ -96,6 +125,10 @@ class Board:
     def names(self) -> dict[str, str]:
         """Names of the runs that execute, by id."""
         return {run_id: run.name for run_id, run in self._runs.items()}
+
+    def executing(self) -> list[RunRecord]:
+        """Runs that execute."""
+        return [run.record for run in self._runs.values()]
 
     def open_attempts(self) -> list[AttemptRecord]:
         """Attempts that have not ended."""
@@ -147,10 +180,23 @@ class Board:
                     run.shape,
                     now - attempt.started_at.timestamp(),
                     remaining,
-                    moves=run.migrates and not run.stopping and saves and not attempt.members,
+                    moves=run.migrates
+                    and not run.stopping
+                    and saves
+                    and not attempt.members
+                    and not _closed(run, now + MOVE_LEAST_S),
                 )
             )
         return found
+
+    def closing(self, at: float) -> list[tuple[str, int]]:
+        """Runs that execute, with their attempts, and are outside their hours at this Unix time."""
+        found = [(run_id, run) for run_id, run in self._runs.items() if run.hours is not None]
+        return [(run_id, run.attempt) for run_id, run in found if not run.stopping and _closed(run, at)]
+
+
+def _closed(run: _Open, at: float) -> bool:
+    return run.hours is not None and not run.hours.open_at(at)
 
 
 def running_of(
@@ -158,7 +204,7 @@ def running_of(
 ) -> Grant:
     """What rank 0 of an attempt holds; `remaining` seconds of work, and when it was saved, where known."""
     executing = not run.state.final and run.state != RunState.QUEUED
-    return _grant(attempt, _open(run) if executing else None, remaining, saved, now)
+    return _grant(attempt, _open(run, None) if executing else None, remaining, saved, now)
 
 
 def _grant(
@@ -172,7 +218,11 @@ def _grant(
         return replace(left, node=attempt.node)
     begun = (attempt.started_at or attempt.created_at).timestamp()
     end = None if remaining is None else now + remaining
-    limit = None if run.left is None else begun + run.left
+    limits = [
+        None if run.left is None else begun + run.left,
+        None if run.hours is None else run.hours.closes(now),
+    ]
+    limit = min((at for at in limits if at is not None), default=None)
     return Grant(
         attempt.run_id,
         run.name,
@@ -198,7 +248,7 @@ def _remaining(run: _Open | None, sign: Sign | None) -> float | None:
     return max(0, run.target - sign.step) * sign.pace
 
 
-def waiting_of(run: RunRecord) -> Waiting:
+def waiting_of(run: RunRecord, tariff: Tariff | None = None) -> Waiting:
     """A queued run as the planner sees it."""
     spec = run.spec
     return Waiting(
@@ -212,10 +262,11 @@ def waiting_of(run: RunRecord) -> Waiting:
         run.not_before.timestamp() if run.not_before else None,
         run.held,
         _left(spec.max_duration, run.seconds_used),
+        hours_of_run(run, tariff),
     )
 
 
-def waiting(run: QueuedRun) -> Waiting:
+def waiting(run: QueuedRun, tariff: Tariff | None = None) -> Waiting:
     """The same from the short record."""
     return Waiting(
         run.id,
@@ -228,7 +279,14 @@ def waiting(run: QueuedRun) -> Waiting:
         run.not_before.timestamp() if run.not_before else None,
         run.held,
         _left(run.max_duration, run.seconds_used),
+        hours_of(run.window, run.max_price, tariff),
     )
+
+
+def hours_of_run(run: RunRecord, tariff: Tariff | None) -> Hours | None:
+    """When a run may execute; None: always."""
+    spec = run.spec
+    return hours_of(tuple(spec.window) if spec.window is not None else None, spec.max_price, tariff)
 
 
 def _order(priority: int, front: int, seq: int) -> Order:
@@ -239,7 +297,12 @@ def _left(max_duration: float | None, used: float) -> float | None:
     return None if max_duration is None else max(0.0, max_duration - used)
 
 
-def _open(run: RunRecord) -> _Open:
+def _target(run: RunRecord) -> int | None:
+    steps = (run.pause_at, run.spec.trainer.max_steps if run.spec.trainer else None)
+    return min((step for step in steps if step is not None), default=None)
+
+
+def _open(run: RunRecord, tariff: Tariff | None) -> _Open:
     spec = run.spec
     return _Open(
         spec.name,
@@ -250,7 +313,8 @@ def _open(run: RunRecord) -> _Open:
         shape_of(spec, avoid=run.avoid),
         stopping=run.stop is not None,
         migrates=spec.migrate == "auto" and run.pin_pool is None,
-        target=spec.trainer.max_steps if spec.trainer else None,
+        target=_target(run),
         left=_left(spec.max_duration, run.seconds_used),
+        hours=hours_of_run(run, tariff),
         record=run,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.domain.admission import GRACE_S
 from orchestrator.domain.rivalry import REST_S
 from orchestrator.settings import Home
 
@@ -21,3 +22,5 @@ class ControllerConfig:
     """Empty where there is no MLflow."""
     upgrade_rest_s: float = REST_S
     """How long an attempt stays where it began before it may be moved to a better placement."""
+    window_grace_s: float = GRACE_S
+    """Time to save before the hours of a run end."""

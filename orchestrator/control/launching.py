@@ -15,6 +15,7 @@ from dataclasses import replace
 from orchestrator.agent.job import AgentJob, RestoreFrom
 from orchestrator.clock import Clock
 from orchestrator.cluster.gateway import Gateway
+from orchestrator.control.board import hours_of_run
 from orchestrator.control.config import ControllerConfig
 from orchestrator.control.fleet import Fleet, FleetWatcher
 from orchestrator.control.live import LiveBoard
@@ -22,10 +23,11 @@ from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.shares import gpu_share
 from orchestrator.domain import gang
 from orchestrator.domain.fleet import ActorInfo, NodeInfo
-from orchestrator.domain.limits import first_limit
+from orchestrator.domain.limits import first_limit, joules_left
 from orchestrator.domain.liveness import Facts, Lost, Silent, needs_probe, verdict
 from orchestrator.domain.records import AttemptRecord, Member, RunRecord
 from orchestrator.domain.states import Phase, Reason
+from orchestrator.domain.tariff import Tariff
 from orchestrator.errors import ConflictError, NotFoundError, OrchError, UnavailableError
 from orchestrator.messages import Outcome
 from orchestrator.store.ledger import Ledger
@@ -56,8 +58,10 @@ class Launching:
         outcomes: Outcomes,
         clock: Clock,
         wake: Callable[[], None],
+        tariff: Callable[[], Tariff | None] = lambda: None,
     ) -> None:
         self._config = config
+        self._tariff = tariff
         self._ledger = ledger
         self._spool = spool
         self._gateway = gateway
@@ -166,7 +170,9 @@ class Launching:
 
     def _job(self, run: RunRecord, attempt: AttemptRecord, rank: int) -> AgentJob:
         share = gpu_share(self._watcher.fleet, attempt)
-        limit = first_limit(run, attempt.variant, self._clock.now(), share)
+        hours = hours_of_run(run, self._tariff())
+        grace = self._config.window_grace_s
+        limit = first_limit(run, attempt.variant, self._clock.now(), share, hours, grace)
         has_origin = run.restore_run is not None or run.restore_path is not None
         origin = RestoreFrom(run_id=run.restore_run, step=run.restore_step, path=run.restore_path)
         attempt = _with_gpus(attempt)
@@ -184,6 +190,9 @@ class Launching:
             restore_from=origin if has_origin else None,
             seconds_left=limit.seconds if limit is not None else None,
             limit=limit.reason if limit is not None else Reason.TIME_LIMIT,
+            pause_at=run.pause_at,
+            joules_left=joules_left(run),
+            window_grace_s=grace,
             gpu_ids=gang.visible_gpus(attempt, rank),
             gpu_total=_gpu_total(node, ranks[rank]),
             rank=rank,

@@ -6,11 +6,14 @@ import threading
 from dataclasses import dataclass, replace
 
 from orchestrator.clock import Clock
+from orchestrator.domain.energy import Energy
 from orchestrator.messages import Rendezvous, Transfer
 
 _PACE_S = 60.0
 _PACE_LEAST_S = 5.0
 """A pace is told from stretches of so many seconds."""
+_SLOWER = 2.0
+"""How much slower a step may count than those before it."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,10 @@ class Sign:
     """An earlier moment and its step, by which the pace is told."""
     pace: float | None = None
     """Seconds per step, over the last minute at most."""
+    stepped: float = 0.0
+    """When its step last became another one, or it was first heard; in monotonic seconds."""
+    step_s: float | None = None
+    """Seconds per step when it did. It does not grow while nothing happens, nor much by one long pause."""
     saved: float | None = None
     """When it last committed a checkpoint; None: not in this attempt."""
     committed: int | None = None
@@ -32,6 +39,8 @@ class Sign:
     boot_id: str = ""
     """Which start of its machine the agent spoke from."""
     rendezvous: Rendezvous | None = None
+    energy: Energy | None = None
+    """What it has used since it began."""
     spoke: bool = False
     """Whether its agent has been heard of at all."""
 
@@ -55,12 +64,15 @@ class LiveBoard:
         *,
         rank: int = 0,
         rendezvous: Rendezvous | None = None,
+        energy: Energy | None = None,
     ) -> None:
         """The agent of a rank spoke now."""
         key = (run_id, attempt, rank)
         with self._lock:
             now = self._clock.monotonic()
             before = self._signs.get(key) or Sign(now)
+            if not before.spoke:
+                before = replace(before, stepped=now)
             known = step if step is not None else before.step
             base = before.base
             if known is not None and (base is None or now - base[0] > _PACE_S):
@@ -68,6 +80,8 @@ class LiveBoard:
             pace = before.pace
             if known is not None and base is not None and known > base[1] and now - base[0] > _PACE_LEAST_S:
                 pace = (now - base[0]) / (known - base[1])
+            if known is not None and known != before.step:
+                before = _stepped(before, known, now)
             self._signs[key] = replace(
                 before,
                 at=now,
@@ -77,6 +91,7 @@ class LiveBoard:
                 pace=pace,
                 boot_id=boot_id,
                 rendezvous=rendezvous,
+                energy=energy or before.energy,
                 spoke=True,
             )
 
@@ -124,6 +139,12 @@ class LiveBoard:
         sign = self._sign(run_id, attempt)
         return sign.transfer if sign else None
 
+    def energies(self, run_id: str, attempt: int) -> dict[int, Energy]:
+        """What each rank that has said so has used."""
+        with self._lock:
+            signs = [(key[2], sign) for key, sign in self._signs.items() if key[:2] == (run_id, attempt)]
+        return {rank: sign.energy for rank, sign in signs if sign.energy is not None}
+
     def forget(self, run_id: str, attempt: int) -> None:
         """The attempt has ended."""
         with self._lock:
@@ -134,9 +155,17 @@ class LiveBoard:
         """Count all silences from now, after this process itself was away (suspended, or stuck)."""
         with self._lock:
             now = self._clock.monotonic()
-            self._signs = {key: replace(sign, at=now) for key, sign in self._signs.items()}
+            self._signs = {key: replace(sign, at=now, stepped=now) for key, sign in self._signs.items()}
             self._started = now
 
     def _sign(self, run_id: str, attempt: int, rank: int = 0) -> Sign | None:
         with self._lock:
             return self._signs.get((run_id, attempt, rank))
+
+
+def _stepped(sign: Sign, step: int, now: float) -> Sign:
+    """The sign once this step was heard of."""
+    if sign.step is None or step < sign.step:
+        return replace(sign, stepped=now)
+    step_s = (now - sign.stepped) / (step - sign.step)
+    return replace(sign, stepped=now, step_s=min(step_s, _SLOWER * (sign.step_s or step_s)))

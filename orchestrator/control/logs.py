@@ -52,6 +52,13 @@ class RunFiles:
         except FileNotFoundError:
             return b""
 
+    def artifact(self, run_id: str, path: str) -> bytes | None:
+        """An artifact that is kept; None where there is none of this path."""
+        try:
+            return (self._root / run_id / "artifacts" / path).read_bytes()
+        except FileNotFoundError:
+            return None
+
     def save_artifact(self, run_id: str, path: str, data: bytes) -> Path:
         """Keep one artifact, whole or not at all; ConflictError for a path that leads elsewhere."""
         relative = PurePosixPath(path)

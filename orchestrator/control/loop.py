@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from orchestrator.clock import Clock
 from orchestrator.cluster.gateway import Gateway
+from orchestrator.control.board import Board
+from orchestrator.control.closing import order_closed
 from orchestrator.control.config import ControllerConfig
 from orchestrator.control.deadlines import Deadlines
 from orchestrator.control.emptying import order_away
@@ -17,6 +20,7 @@ from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.sight import Sight
 from orchestrator.domain.records import AttemptRecord
+from orchestrator.domain.tariff import Tariff
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.spool import Spool
 
@@ -44,8 +48,12 @@ class Loop:
         scheduling: Scheduling,
         sight: Sight,
         deadlines: Deadlines,
+        board: Board,
+        tariff: Callable[[], Tariff | None],
         clock: Clock,
     ) -> None:
+        self._board = board
+        self._window_grace_s = config.window_grace_s
         self._sight = sight
         self._deadlines = deadlines
         self._scheduling = scheduling
@@ -55,7 +63,9 @@ class Loop:
         self._clock = clock
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self.launching = Launching(config, ledger, spool, gateway, watcher, live, outcomes, clock, self.wake)
+        self.launching = Launching(
+            config, ledger, spool, gateway, watcher, live, outcomes, clock, self.wake, tariff
+        )
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
 
     def start(self) -> None:
@@ -97,6 +107,7 @@ class Loop:
         self._sight.look(fleet)
         self._deadlines.expire()
         order_away(self._ledger, fleet, self._clock)
+        order_closed(self._ledger, self._board, self._clock, self._window_grace_s)
         self.launching.look(fleet)
         if not self._scheduling.draining and fleet.connected:
             self._start_waiting(fleet)

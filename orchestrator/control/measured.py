@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from orchestrator.messages import Point
 
-ATTEMPT_KEY = "orch/attempt"
+OWN_METRICS = "orch/"
+"""Metrics of this name and below are the orchestrator's own."""
+ATTEMPT_KEY = f"{OWN_METRICS}attempt"
 """Series that says which attempt, so which node and device, each step ran on."""
 
 

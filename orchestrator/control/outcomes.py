@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from orchestrator.clock import Clock
+from orchestrator.control.energy import EnergyBook
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.measured import with_attempt
 from orchestrator.control.tracking import Tracking
@@ -38,6 +39,7 @@ class Outcomes:
         store: ObjectStore,
         live: LiveBoard,
         tracking: Tracking,
+        energy: EnergyBook,
         clock: Clock,
         release: Callable[[AttemptRecord], None],
         ended: Callable[[AttemptRecord], None] = lambda attempt: None,
@@ -48,6 +50,7 @@ class Outcomes:
         self._store = store
         self._live = live
         self._tracking = tracking
+        self._energy = energy
         self._clock = clock
         self._release = release
         self._ended = ended
@@ -74,6 +77,8 @@ class Outcomes:
             if owns:
                 run, attempt = reach(run, attempt, self._share(attempt))
             attempt = self._ended_as(attempt, outcome, now)
+            before = run
+            run, attempt = self._energy.counted(run, attempt)
             ledger.save_attempt(attempt)
             ledger.add_event(run_id, now, "attempt-ended", _describe(attempt, outcome))
             if owns:
@@ -82,12 +87,13 @@ class Outcomes:
                     run, attempt, outcome.reason, message, now, committed=committed, share=share
                 )
                 self._save(ledger, run)
-            elif (learned := after_left_attempt(run, attempt, outcome.reason)) != run:
-                self._save(ledger, learned)
+            elif (run := after_left_attempt(run, attempt, outcome.reason)) != before:
+                ledger.save_run(run)
             left = [a.number for a in ledger.attempts(run_id) if a.abandoned]
         self._live.forget(run_id, number)
         self._release(attempt)
         self._replay(run, [*left, number])
+        self._energy.point(run, attempt)
         self._ended(attempt)
         if owns:
             self._tracking.attempt_ended(run)

@@ -8,7 +8,7 @@ import threading
 from dataclasses import replace
 
 from orchestrator.clock import Clock
-from orchestrator.control.board import Board, waiting_of
+from orchestrator.control.board import Board
 from orchestrator.control.estimates import Estimates
 from orchestrator.control.fleet import Fleet
 from orchestrator.domain.demand import Demand
@@ -80,7 +80,7 @@ class Scheduling:
         with self._ledger.begin() as ledger:
             for start in desk.plan.starts:
                 run = ledger.run(start.waiting.run_id)
-                if run.state == RunState.QUEUED and waiting_of(run) == start.waiting:
+                if run.state == RunState.QUEUED and self._board.waiting_of(run) == start.waiting:
                     started.append(self._start(ledger, run, start))
             for eviction in out:
                 self._evict(ledger, eviction)
@@ -214,7 +214,7 @@ class Scheduling:
     def judge(self, candidate: RunRecord, fleet: Fleet) -> Verdict:
         """What would stand in the way of a run that has not been submitted."""
         with self._lock, self._board.lock:
-            return explain(waiting_of(candidate), self._shown_desk(fleet))
+            return explain(self._board.waiting_of(candidate), self._shown_desk(fleet))
 
     def rooms(self, fleet: Fleet) -> dict[str, Room]:
         """What attempts hold, by the nodes' Ray ids."""

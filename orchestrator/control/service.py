@@ -8,11 +8,13 @@ from dataclasses import asdict, replace
 
 from orchestrator.clock import Clock
 from orchestrator.contract import DATASET_FILE
+from orchestrator.control.energy import EnergyBook
 from orchestrator.control.estimates import Estimates
 from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.origin import Origin, resolve_origin
+from orchestrator.control.pages import pages
 from orchestrator.control.scheduling import Scheduling
 from orchestrator.control.tracking import Tracking
 from orchestrator.control.views import Views, events
@@ -39,7 +41,7 @@ from orchestrator.spec.identity import spec_hash
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.spool import Spool
-from orchestrator.tracking.links import charts_link, compare_link, experiment_link, metric_link, run_link
+from orchestrator.tracking.links import charts_link, compare_link
 
 _ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 
@@ -58,6 +60,7 @@ class Service:
         scheduling: Scheduling,
         estimates: Estimates,
         tracking: Tracking,
+        energy: EnergyBook,
         clock: Clock,
         mlflow_url: str,
         wake: Callable[[], None],
@@ -72,7 +75,7 @@ class Service:
         self._clock = clock
         self._mlflow_url = mlflow_url
         self._wake = wake
-        self._views = Views(ledger, spool, live, scheduling, estimates, watcher)
+        self._views = Views(ledger, spool, live, scheduling, estimates, watcher, energy)
 
     # ---- runs
 
@@ -135,22 +138,11 @@ class Service:
         return RunDetail(
             run=self._views.run(run),
             spec=run.spec,
-            attempts=self._views.attempts(attempts),
+            attempts=self._views.attempts(run, attempts),
             events=events(history),
             metrics={key: value for key, (_, value) in latest.items()},
-            links=self._links(run.id),
+            links=pages(self._spool, self._mlflow_url, run.id),
         )
-
-    def _links(self, run_id: str) -> dict[str, str]:
-        known = self._spool.mlflow_run(run_id)
-        if known is None or not self._mlflow_url:
-            return {}
-        base, (experiment, mlflow_run) = self._mlflow_url, known
-        return {
-            "run": run_link(base, experiment, mlflow_run),
-            "loss": metric_link(base, [experiment], [mlflow_run], "train/loss"),
-            "experiment": experiment_link(base, experiment),
-        }
 
     def compare_links(self, refs: list[str]) -> dict[str, str]:
         """MLflow's pages that show these runs side by side; empty until MLflow knows them all."""

@@ -12,8 +12,10 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.clock import Clock
 from orchestrator.contract import DATASET_FILE
+from orchestrator.domain.energy import KWH_J, in_words
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, RunState
+from orchestrator.domain.sweeps import TrialRecord
 from orchestrator.errors import StoreError
 from orchestrator.messages import CheckpointNote
 from orchestrator.spec.models import RunSpec
@@ -67,14 +69,17 @@ class Tracking:
         """The MLflow run, with parameters, tags and the spec as artifacts. Repeating it changes nothing."""
         if not self._enabled:
             return
+        with self._ledger.read() as ledger:
+            trial = ledger.sweeps.trial_of(run.id)
         create = CreateRun(
             name=run.spec.name,
             experiment=run.spec.experiment,
             start_ms=_ms(run.created_at),
             user=run.user,
             source_name="orch submit",
-            tags=_tags(run),
+            tags=_tags(run) | _trial_tags(trial),
             params=parameters(run.spec),
+            parent=trial.sweep_id if trial else None,
             description=describe(_what(run.spec), [], [], run.state.value),
         )
         self._spool.enqueue(run.id, create)
@@ -136,7 +141,7 @@ class Tracking:
             attempts = ledger.attempts(run.id)
         rows = [_attempt_row(attempt) for attempt in attempts]
         text = describe(_what(run.spec), rows, self._saved(run.id), run.state.value)
-        tags = {f"orch.attempt.{a.number}": _where(a) for a in attempts}
+        tags = {f"orch.attempt.{a.number}": _where(a) for a in attempts} | _energy_tags(run)
         tasks: list[AnyTask] = [
             SetDescription(text=text),
             SetTags(tags={**tags, "orch.state": run.state.value}),
@@ -188,6 +193,7 @@ def _attempt_row(attempt: AttemptRecord) -> AttemptRow:
         first_step=attempt.first_step,
         last_step=attempt.last_step,
         ended=CONSEQUENCES[attempt.reason].text if attempt.reason else "",
+        energy=in_words(attempt.joules / KWH_J, attempt.energy_source) if attempt.energy_source else "",
     )
 
 
@@ -209,6 +215,23 @@ def _placement(spec: RunSpec) -> list[str]:
 
 def _tags(run: RunRecord) -> dict[str, str]:
     return {"orch.run_id": run.id, "orch.spec_sha256": run.spec_hash, **run.spec.tags}
+
+
+def _trial_tags(trial: TrialRecord | None) -> dict[str, str]:
+    if trial is None:
+        return {}
+    return {"orch.sweep_id": trial.sweep_id, "orch.trial": str(trial.number), "orch.point": str(trial.point)}
+
+
+def _energy_tags(run: RunRecord) -> dict[str, str]:
+    """What the run has used until now; its metrics have the same once per attempt."""
+    if run.energy_source is None:
+        return {}
+    tags = {
+        "orch.energy_kwh": f"{run.joules_used / KWH_J:.6g}",
+        "orch.energy_source": run.energy_source.value,
+    }
+    return tags if run.cost is None else {**tags, "orch.cost": f"{run.cost:.6g}"}
 
 
 def _where(attempt: AttemptRecord) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from orchestrator.control.energy import EnergyBook
 from orchestrator.control.estimates import Estimates
 from orchestrator.control.fleet import Fleet, FleetWatcher
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.scheduling import Scheduling
 from orchestrator.domain import gang
+from orchestrator.domain.energy import KWH_J
 from orchestrator.domain.records import AttemptRecord, EventRecord, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, RunState
 from orchestrator.messages import (
@@ -39,7 +41,9 @@ class Views:
         scheduling: Scheduling,
         estimates: Estimates,
         watcher: FleetWatcher,
+        energy: EnergyBook,
     ) -> None:
+        self._energy = energy
         self._estimates = estimates
         self._scheduling = scheduling
         self._watcher = watcher
@@ -62,6 +66,8 @@ class Views:
     def _run(
         self, run: RunRecord, attempt: AttemptRecord | None, latest: dict[str, tuple[int, float]]
     ) -> RunView:
+        if attempt is not None:
+            run, attempt = self._energy.counted(run, attempt)
         step = self._step(run, attempt)
         target = run.spec.trainer.max_steps if run.spec.trainer else None
         value = {key: latest[key][1] if key in latest else None for key in _KEYS}
@@ -90,6 +96,10 @@ class Views:
             tokens_per_s=value["perf/tokens_per_s"] if running else None,
             eta_s=eta,
             transfer=self._live.transfer(run.id, attempt.number) if attempt else None,
+            energy_kwh=run.joules_used / KWH_J if run.energy_source else None,
+            energy_source=run.energy_source,
+            cost=run.cost,
+            currency=self._energy.currency if run.cost is not None else None,
             created_at=run.created_at,
             started_at=run.started_at,
             ended_at=run.ended_at,
@@ -118,9 +128,9 @@ class Views:
             steps = [a.last_step for a in ledger.attempts(run.id) if a.last_step is not None]
         return steps[-1] if steps else None
 
-    def attempts(self, attempts: Sequence[AttemptRecord]) -> list[AttemptView]:
-        """Attempts with the newest step of those that execute."""
-        return [self._attempt(attempt) for attempt in attempts]
+    def attempts(self, run: RunRecord, attempts: Sequence[AttemptRecord]) -> list[AttemptView]:
+        """A run's attempts with the newest step and the energy of those that execute."""
+        return [self._attempt(self._energy.counted(run, attempt)[1]) for attempt in attempts]
 
     def _attempt(self, a: AttemptRecord) -> AttemptView:
         step = self._live.step(a.run_id, a.number)
@@ -139,6 +149,9 @@ class Views:
             started_at=a.started_at,
             ended_at=a.ended_at,
             timings=a.timings,
+            energy_kwh=a.joules / KWH_J if a.energy_source else None,
+            energy_source=a.energy_source,
+            cost=a.cost,
         )
 
     def nodes(self, fleet: Fleet) -> list[NodeView]:

@@ -30,7 +30,7 @@ UNEXPLAINED = frozenset({Reason.AGENT_LOST, Reason.NOT_STARTED, Reason.PROGRAM_F
 _GOT_ON = frozenset(
     {
         *(Reason.MOVED, Reason.PREEMPTED, Reason.UPGRADED, Reason.DRAINED, Reason.OWNER),
-        Reason.SHUTDOWN,
+        *(Reason.SHUTDOWN, Reason.RUNG),
     }
 )
 """Orders to save and go: whoever had made steps until then shows that the node works."""

@@ -25,7 +25,8 @@ _ORDERED = frozenset(
     {
         *(Reason.COMPLETED, Reason.MOVED, Reason.CANCELLED, Reason.SHUTDOWN, Reason.FENCED),
         *(Reason.PREEMPTED, Reason.UPGRADED, Reason.DRAINED, Reason.OWNER),
-        *(Reason.TIME_LIMIT, Reason.DEADLINE, Reason.GPU_HOURS),
+        *(Reason.PRUNED, Reason.SWEEP_ENDED, Reason.RUNG),
+        *(Reason.TIME_LIMIT, Reason.DEADLINE, Reason.GPU_HOURS, Reason.ENERGY, Reason.WINDOW),
     }
 )
 """Reasons that hold for the attempt as a whole, whichever rank says so."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from orchestrator.domain.fleet import ActorInfo
 from orchestrator.domain.records import AttemptRecord, RunRecord
-from orchestrator.domain.states import Phase, Reason, RunState
+from orchestrator.domain.states import ENDING, Phase, Reason, RunState
 
 QUIET_S = 4.0
 """Silence after which evidence is looked for. Agents speak about once a second."""
@@ -120,7 +120,7 @@ def may_leave(run: RunRecord, facts: Facts, fits_elsewhere: Callable[[], bool]) 
     at_work = facts.actor is not None and facts.actor.agent_alive is True
     if facts.node_alive is not False and (facts.silence <= LEAVE_S or at_work or facts.node_alive is None):
         return ""
-    if run.stop == Reason.CANCELLED:
+    if run.stop in ENDING:
         return "it cannot be reached"
     if run.stop == Reason.SHUTDOWN or (run.spec.migrate == "never" and run.stop != Reason.MOVED):
         return ""

@@ -154,6 +154,8 @@ class Desk:
         self.takes = takes
         self.limits = limits
         self.now = now
+        self.least_s = self.queue.least_s
+        """What has to be left of a run's hours for it to start."""
         self.rooms = rooms
         self.pools: dict[str, list[Room]] = {}
         self.open: dict[str, list[Room]] = {}
@@ -250,7 +252,7 @@ class Desk:
         if reservation is None or reservation.waiting.run_id == waiting.run_id:
             return None
         at = reservation.at.get(room.node.ray_id)
-        if at is None or (waiting.lasts is not None and self.now + waiting.lasts < at < math.inf):
+        if at is None or waiting.latest_end(self.now) < at < math.inf:
             return None
         estimated = self.takes(waiting, demand) if at < math.inf else None
         ends_before = estimated is not None and self.now + estimated < at

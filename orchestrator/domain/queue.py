@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from orchestrator.domain.admission import LEAST_S, Hours
 from orchestrator.domain.demand import Shape
 
 Order = tuple[int, int, int]
@@ -32,6 +34,14 @@ class Waiting:
     held: bool = False
     lasts: float | None = None
     """Seconds that it takes at most; None where nothing limits it."""
+    hours: Hours | None = None
+    """When it may execute; None: always."""
+
+    def latest_end(self, now: float) -> float:
+        """Unix time by which an attempt that begins now has ended; infinite where nothing limits it."""
+        closes = self.hours.closes(now) if self.hours is not None else None
+        limit = math.inf if self.lasts is None else now + self.lasts
+        return limit if closes is None else min(limit, closes)
 
     @property
     def level(self) -> tuple[int, int]:
@@ -73,12 +83,20 @@ Level = dict[str, Bench]
 
 
 class Queue:
-    """Holds waiting runs. Adding one that is there replaces it."""
+    """Holds waiting runs. Adding one that is there replaces it.
 
-    def __init__(self) -> None:
+    A run outside its hours is in no line, and costs nothing until they begin.
+    """
+
+    def __init__(self, least_s: float = LEAST_S) -> None:
+        """`least_s`: what has to be left of a run's hours for it to start."""
+        self.least_s = least_s
         self._runs: dict[str, Waiting] = {}
         self._levels: dict[tuple[int, int], Level] = {}
         self._later: list[tuple[float, str]] = []
+        """When to look at a run again: to line it up, or because its hours end. Old entries are skipped."""
+        self._turn: dict[str, float] = {}
+        """Which entry of a run counts."""
         self._ready: set[str] = set()
 
     def __len__(self) -> int:
@@ -104,16 +122,57 @@ class Queue:
         self._runs[waiting.run_id] = waiting
         if waiting.held:
             return
-        if waiting.not_before is not None:
-            heapq.heappush(self._later, (waiting.not_before, waiting.run_id))
+        if waiting.hours is not None:
+            self._look_at(waiting, waiting.not_before or 0.0)
+        elif waiting.not_before is not None:
+            self._look_at(waiting, waiting.not_before)
         else:
             self._line_up(waiting)
 
     def remove(self, run_id: str) -> None:
         """It does not wait any more; nothing happens where it did not."""
         waiting = self._runs.pop(run_id, None)
-        if waiting is None or run_id not in self._ready:
-            return
+        self._turn.pop(run_id, None)
+        if waiting is not None and run_id in self._ready:
+            self._leave_line(waiting)
+
+    def due(self, now: float) -> None:
+        """Line up what was to wait until now, and take out what is outside its hours now."""
+        enter: list[Waiting] = []
+        leave: list[Waiting] = []
+        while self._later and self._later[0][0] <= now:
+            instant, run_id = heapq.heappop(self._later)
+            if self._turn.get(run_id) != instant:
+                continue
+            del self._turn[run_id]
+            waiting = self._runs[run_id]
+            admitted = waiting.hours is None or self._admitted(waiting, waiting.hours, now)
+            if admitted != (run_id in self._ready):
+                (enter if admitted else leave).append(waiting)
+        # In the order of the lines: whole nights begin and end at once, and ends of lists are cheap.
+        for waiting in sorted(enter, key=lambda one: one.order):
+            self._line_up(waiting)
+        for waiting in sorted(leave, key=lambda one: one.order, reverse=True):
+            self._leave_line(waiting)
+
+    def _admitted(self, waiting: Waiting, hours: Hours, now: float) -> bool:
+        """Whether a run is within its hours; says when to look again."""
+        if hours.admits(now, self.least_s):
+            closes = hours.closes(now)
+            if closes is not None:
+                self._look_at(waiting, math.nextafter(closes - self.least_s, math.inf))
+            return True
+        start = hours.next_start(now, self.least_s)
+        if start is not None:
+            self._look_at(waiting, start)
+        return False
+
+    def _look_at(self, waiting: Waiting, at: float) -> None:
+        self._turn[waiting.run_id] = at
+        heapq.heappush(self._later, (at, waiting.run_id))
+
+    def _leave_line(self, waiting: Waiting) -> None:
+        run_id = waiting.run_id
         self._ready.discard(run_id)
         level = self._levels[waiting.level]
         bench = level[waiting.user]
@@ -122,16 +181,6 @@ class Queue:
             del level[waiting.user]
         if not level:
             del self._levels[waiting.level]
-
-    def due(self, now: float) -> None:
-        """Line up what was to wait until now."""
-        while self._later and self._later[0][0] <= now:
-            instant, run_id = heapq.heappop(self._later)
-            waiting = self._runs.get(run_id)
-            if waiting is None or waiting.held or run_id in self._ready:
-                continue
-            if waiting.not_before == instant:
-                self._line_up(waiting)
 
     def next_due(self) -> float | None:
         """Unix time of the next call of :meth:`due` that does something, perhaps."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from orchestrator.domain.energy import EnergySource
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.spec.models import RunSpec, Variant
+from orchestrator.spec.window import WindowRule
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,21 @@ class RunRecord:
     """Time that ended attempts have spent."""
     gpu_seconds_used: float = 0.0
     """The same, times the GPUs that were granted; a share counts as its part of the GPU's memory."""
+    joules_used: float = 0.0
+    """Energy of all attempts, those that still execute as far as it was written down."""
+    energy_source: EnergySource | None = None
+    """None where no attempt has said what it used."""
+    cost: float | None = None
+    """Of that energy, as far as there was a tariff; None without one."""
     held: bool = False
     """Its user holds it back: nothing starts until it is released."""
     front: int = 0
     """Among runs of one priority a larger number goes first: `orch queue top` sets it."""
     avoid: tuple[tuple[str, Reason], ...] = ()
     """Nodes on which it had better not start again, and how it ended there."""
+    pause_at: int | None = None
+    """Step at which it saves, ends its attempt and is held, for its sweep to decide; None: it goes on to its
+    end."""
     started_at: datetime | None = None
     ended_at: datetime | None = None
 
@@ -71,6 +82,8 @@ class QueuedRun:
     max_duration: float | None
     start: str
     wait: float
+    window: tuple[WindowRule, ...] | None
+    max_price: float | None
     placement: tuple[Variant, ...]
     """Without the trainer's settings."""
 
@@ -95,6 +108,8 @@ class Member:
     gpu_ids: tuple[int, ...] = ()
     end: RankEnd | None = None
     """None while it counts as living."""
+    joules: float = 0.0
+    """Energy that it has used."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +145,14 @@ class AttemptRecord:
     """When the program was started."""
     ended_at: datetime | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    joules: float = 0.0
+    """Energy that all ranks have used, by the last time that it was written down."""
+    energy_source: EnergySource | None = None
+    """None where none has said so."""
+    energy_at: datetime | None = None
+    """Until when that was counted."""
+    cost: float | None = None
+    """Of that energy, as far as there was a tariff; None without one."""
 
     @property
     def ended(self) -> bool:

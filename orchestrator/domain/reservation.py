@@ -43,6 +43,7 @@ class Reservation:
 
 def grant_of(waiting: Waiting, demand: Demand, place: Place, now: float, backfill: bool = False) -> Grant:
     """What one rank of a start holds."""
+    ends = waiting.latest_end(now)
     return Grant(
         waiting.run_id,
         waiting.name,
@@ -50,7 +51,7 @@ def grant_of(waiting: Waiting, demand: Demand, place: Place, now: float, backfil
         demand,
         waiting.order,
         place.gpu_ids,
-        ends=None if waiting.lasts is None else now + waiting.lasts,
+        ends=ends if ends < math.inf else None,
         backfill=backfill,
         user=waiting.user,
         experiment=waiting.experiment,
@@ -63,7 +64,8 @@ def reserve(waiting: Waiting, demand: Demand, rooms: Iterable[Room], now: float)
     found: list[tuple[float, int, str, Room]] = []
     """When, after how many ends, node, and what is left over then."""
     for room in near:
-        ends = sorted(room.grants, key=lambda grant: _expected(grant, now))
+        # One that was ordered to go is surer to go than one that is overdue.
+        ends = sorted(room.grants, key=lambda grant: (_expected(grant, now), not grant.stopping))
         needed = must_end(room, demand, ends) if demand.ranks == 1 else ends
         if needed is not None:
             at = max((_expected(grant, now) for grant in needed), default=now)

@@ -50,6 +50,9 @@ class Reason(StrEnum):
     COMPLETED = "completed"
     MOVED = "moved"
     CANCELLED = "cancelled"
+    PRUNED = "pruned"
+    SWEEP_ENDED = "sweep-ended"
+    RUNG = "rung"
     SHUTDOWN = "shutdown"
     DRAINED = "drained"
     OWNER = "owner"
@@ -71,6 +74,8 @@ class Reason(StrEnum):
     TIME_LIMIT = "time-limit"
     DEADLINE = "deadline"
     GPU_HOURS = "gpu-hours"
+    ENERGY = "energy"
+    WINDOW = "window"
     STORE_FULL = "store-full"
     STORE_FAILED = "store-failed"
 
@@ -98,6 +103,9 @@ CONSEQUENCES: dict[Reason, Consequence] = {
     Reason.COMPLETED: Consequence(Then.SUCCEED, "the program finished"),
     Reason.MOVED: Consequence(Then.QUEUE, "saved, to go on elsewhere"),
     Reason.CANCELLED: Consequence(Then.CANCEL, "cancelled by its user"),
+    Reason.PRUNED: Consequence(Then.CANCEL, "ended early by its sweep, because others do better"),
+    Reason.SWEEP_ENDED: Consequence(Then.CANCEL, "ended early, because its sweep has ended"),
+    Reason.RUNG: Consequence(Then.QUEUE, "saved, at a step where its sweep compares it with others"),
     Reason.SHUTDOWN: Consequence(Then.QUEUE, "saved, because the machine was taken down"),
     Reason.DRAINED: Consequence(Then.QUEUE, "saved, because its machine is being drained"),
     Reason.OWNER: Consequence(Then.QUEUE, "saved, because its machine's owner needs it"),
@@ -119,6 +127,11 @@ CONSEQUENCES: dict[Reason, Consequence] = {
     Reason.TIME_LIMIT: Consequence(Then.FAIL, "it reached its longest duration"),
     Reason.DEADLINE: Consequence(Then.FAIL, "its deadline has passed"),
     Reason.GPU_HOURS: Consequence(Then.FAIL, "it has used up its GPU-hours"),
+    Reason.ENERGY: Consequence(Then.FAIL, "it has used up its energy"),
+    Reason.WINDOW: Consequence(Then.QUEUE, "saved, because the hours in which it may run end"),
     Reason.STORE_FULL: Consequence(Then.RETRY, "the checkpoint store is full"),
     Reason.STORE_FAILED: Consequence(Then.RETRY, "the checkpoint store failed"),
 }
+
+ENDING = frozenset(reason for reason, consequence in CONSEQUENCES.items() if consequence.then == Then.CANCEL)
+"""Orders to end a run for good. They win over every other end but completion."""

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from orchestrator.domain.limits import gpu_rate, seconds
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.retry import NODE_TOO_SMALL, avoided, decide
-from orchestrator.domain.states import CONSEQUENCES, EXECUTING, Reason, RunState, Then
+from orchestrator.domain.states import CONSEQUENCES, ENDING, EXECUTING, Reason, RunState, Then
 
 _FINAL_STATE = {Then.SUCCEED: RunState.SUCCEEDED, Then.FAIL: RunState.FAILED, Then.CANCEL: RunState.CANCELLED}
 
@@ -30,8 +30,8 @@ def after_attempt(
     part of a GPU that it used.
     """
     ordered = run.stop is not None
-    if run.stop == Reason.CANCELLED and CONSEQUENCES[reason].then != Then.SUCCEED:
-        reason = Reason.CANCELLED
+    if run.stop in ENDING and CONSEQUENCES[reason].then != Then.SUCCEED:
+        reason = run.stop
     decision = decide(run, attempt, reason, ordered=ordered, committed=committed)
     if decision.gave_up and decision.retries_used:
         message = f"{message} (gave up after {decision.retries_used} retries)"
@@ -43,7 +43,8 @@ def after_attempt(
     if decision.then in _FINAL_STATE:
         return _finish(run, _FINAL_STATE[decision.then], now)
     not_before = now + timedelta(seconds=decision.pause_s) if decision.pause_s else None
-    return replace(run, state=RunState.QUEUED, not_before=not_before)
+    held = run.held or reason == Reason.RUNG
+    return replace(run, state=RunState.QUEUED, not_before=not_before, held=held)
 
 
 def after_left_attempt(run: RunRecord, attempt: AttemptRecord, reason: Reason) -> RunRecord:
@@ -97,8 +98,8 @@ def abandon(
     """
     run = charge(run, attempt, now, share)
     attempt = replace(attempt, reason=Reason.AWAY, message=message, ended_at=now)
-    if run.stop == Reason.CANCELLED:
-        run = replace(run, reason=Reason.CANCELLED, message=f"cancelled; {message}")
+    if run.stop in ENDING:
+        run = replace(run, reason=run.stop, message=f"cancelled; {message}")
         return _finish(run, RunState.CANCELLED, now), attempt
     run = replace(run, state=RunState.QUEUED, reason=Reason.AWAY, message=message, stop=None, not_before=None)
     return run, attempt
@@ -113,24 +114,24 @@ def expire(run: RunRecord, reason: Reason, message: str, now: datetime) -> RunRe
 # ---- orders
 
 
-def cancel(run: RunRecord, now: datetime) -> RunRecord:
-    """The run after its user cancelled it: ended at once where nothing executes that could be told, else
-    ordered to stop."""
-    if run.state.final:
+def cancel(run: RunRecord, now: datetime, reason: Reason = Reason.CANCELLED, message: str = "") -> RunRecord:
+    """The run after its user, or its sweep, cancelled it: ended at once where nothing executes that could be
+    told, else ordered to stop. `reason` is one of :data:`~orchestrator.domain.states.ENDING`."""
+    assert reason in ENDING
+    if run.state.final or (run.stop in ENDING and run.state != RunState.UNREACHABLE):
         return run
     if run.state in (RunState.QUEUED, RunState.UNREACHABLE):
         where = "while it waited" if run.state == RunState.QUEUED else "while its machine was unreachable"
-        return _finish(
-            replace(run, reason=Reason.CANCELLED, message=f"cancelled {where}"), RunState.CANCELLED, now
-        )
-    return replace(run, state=RunState.STOPPING, stop=Reason.CANCELLED)
+        message = message or f"cancelled {where}"
+        return _finish(replace(run, reason=reason, message=message), RunState.CANCELLED, now)
+    return replace(run, state=RunState.STOPPING, stop=reason)
 
 
 def move(run: RunRecord, pool: str) -> RunRecord:
     """The run bound for another pool; what executes is ordered to save and stop."""
     if run.state == RunState.QUEUED:
         return replace(run, pin_pool=pool)
-    if run.stop == Reason.CANCELLED:
+    if run.stop in ENDING:
         return run
     return replace(run, pin_pool=pool, state=_ordered(run), stop=Reason.MOVED)
 

@@ -84,7 +84,8 @@ def _for_all(waiting: Waiting, desk: Desk) -> str:
         return "held back by its user (`orch queue release`)"
     if waiting.not_before is not None and waiting.not_before > desk.now:
         return f"tries again in {waiting.not_before - desk.now:.0f} s"
-    return desk.limit_of_experiment(waiting.experiment)
+    outside = waiting.hours.why(desk.now, desk.least_s) if waiting.hours is not None else ""
+    return outside or desk.limit_of_experiment(waiting.experiment)
 
 
 def _variant(waiting: Waiting, demand: Demand, desk: Desk) -> VariantVerdict:

@@ -12,16 +12,24 @@ from orchestrator.spec.models import CheckpointPolicy, CommandProgram, RunSpec, 
 if TYPE_CHECKING:
     from orchestrator.spec.identity import canonical_json, spec_hash
     from orchestrator.spec.loading import LoadedSpec, load_spec, parse_spec
+    from orchestrator.spec.sweep import SweepSpec
+    from orchestrator.spec.sweep_loading import LoadedSweep, check_sweep, load_any, load_sweep, parse_sweep
 
 __all__ = [
     "CheckpointPolicy",
     "CommandProgram",
     "LoadedSpec",
+    "LoadedSweep",
     "RunSpec",
+    "SweepSpec",
     "Variant",
     "canonical_json",
+    "check_sweep",
+    "load_any",
     "load_spec",
+    "load_sweep",
     "parse_spec",
+    "parse_sweep",
     "spec_hash",
 ]
 
@@ -29,6 +37,12 @@ _LATER = {
     "LoadedSpec": "loading",
     "load_spec": "loading",
     "parse_spec": "loading",
+    "LoadedSweep": "sweep_loading",
+    "SweepSpec": "sweep",
+    "check_sweep": "sweep_loading",
+    "load_any": "sweep_loading",
+    "load_sweep": "sweep_loading",
+    "parse_sweep": "sweep_loading",
     "canonical_json": "identity",
     "spec_hash": "identity",
 }

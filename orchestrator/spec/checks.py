@@ -51,7 +51,7 @@ def contradictions(data: Mapping[str, Any]) -> list[InitErrorDetails]:
     found = _programs(data) + _misplaced_overrides(data)
     base = _settings(data.get("trainer"))
     if base is not None:
-        found += [_error(("trainer", *keys[:1]), text) for keys, text in _relations(base)]
+        found += [mistake(("trainer", *keys[:1]), text) for keys, text in _relations(base)]
         found += _variants(base, _items(data.get("placement")))
     return found
 
@@ -73,7 +73,8 @@ def _again(error: ErrorDetails) -> InitErrorDetails:
     return again
 
 
-def _error(location: Location, message: str, value: Any = None) -> InitErrorDetails:
+def mistake(location: Location, message: str, value: Any = None) -> InitErrorDetails:
+    """One error of ours at a place in the data."""
     return InitErrorDetails(type="value_error", loc=location, input=value, ctx={"error": ValueError(message)})
 
 
@@ -82,13 +83,13 @@ def _programs(data: Mapping[str, Any]) -> list[InitErrorDetails]:
     if len(given) == 1:
         return []
     if given:
-        return [_error(("command",), "expected either `trainer` or `command`, got both")]
+        return [mistake(("command",), "expected either `trainer` or `command`, got both")]
     if "trainer" in data and "command" not in data:
         return [
-            _error(("trainer",), "is empty; write `trainer: {}` for the built-in trainer with its defaults")
+            mistake(("trainer",), "is empty; write `trainer: {}` for the built-in trainer with its defaults")
         ]
     return [
-        _error((), "expected `trainer` (the built-in trainer) or `command` (any other program), got neither")
+        mistake((), "expected `trainer` (the built-in trainer) or `command` (any other program), got neither")
     ]
 
 
@@ -105,9 +106,9 @@ def _variants(base: _Settings, variants: list[Any]) -> list[InitErrorDetails]:
         )
         for keys, text in _relations(both):
             own = [key for key in keys if key in override.right]
-            found += [_error((*place, "trainer", key), text, override.right[key]) for key in own[:1]]
+            found += [mistake((*place, "trainer", key), text, override.right[key]) for key in own[:1]]
         if both.right.get("device") == "cuda" and _get(variant, "gpus") in (0, None):
-            found.append(_error(_device_place(override.right, variant, place), _NO_GPU))
+            found.append(mistake(_device_place(override.right, variant, place), _NO_GPU))
     return found + _model_changes(base, overrides)
 
 
@@ -134,7 +135,7 @@ def _model_changes(base: _Settings, overrides: list[dict[str, Any]]) -> list[Ini
             continue
         for number, override in enumerate(overrides):
             if key in override:
-                found.append(_error(("placement", number, "trainer", key), f"{key} {_SAME}", override[key]))
+                found.append(mistake(("placement", number, "trainer", key), f"{key} {_SAME}", override[key]))
     return found
 
 
@@ -143,7 +144,9 @@ def _misplaced_overrides(data: Mapping[str, Any]) -> list[InitErrorDetails]:
     if data.get("trainer") is not None or data.get("command") is None:
         return []
     return [
-        _error(("placement", number, "trainer"), "only for the built-in trainer, but this spec has `command`")
+        mistake(
+            ("placement", number, "trainer"), "only for the built-in trainer, but this spec has `command`"
+        )
         for number, variant in enumerate(_items(data.get("placement")))
         if _get(variant, "trainer")
     ]

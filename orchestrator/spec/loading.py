@@ -1,4 +1,4 @@
-"""From a YAML file to a spec, or to everything that is wrong with it."""
+"""From a YAML file to a run's spec, or to everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.errors import Problem, SpecError
 from orchestrator.spec.models import RunSpec
 from orchestrator.spec.overrides import apply_override
 from orchestrator.spec.problems import problems_of, shown
-from orchestrator.spec.shape import Shape, spec_shape
+from orchestrator.spec.shape import Shape, shape_of
 from orchestrator.spec.tree import MAX_BYTES, MAX_PROBLEMS, Mapping, Node, Scalar, Sequence, read_tree
 
 
@@ -34,30 +34,53 @@ def load_spec(path: Path, overrides: Items[str] = ()) -> LoadedSpec:
 
     Raises SpecError with every problem found, also where there is no readable file.
     """
-    source = _read(path)
+    source = read_text(path)
     return LoadedSpec(parse_spec(source, str(path), overrides), source, path, tuple(overrides))
 
 
 def parse_spec(text: str, file_name: str = "spec", overrides: Items[str] = ()) -> RunSpec:
     """The spec that a YAML text describes. Raises SpecError with every problem found, in the file's order."""
-    problems: list[Problem] = []
-    root, broken = read_tree(text.removeprefix("\ufeff"), file_name)
-    problems += broken
-    if not isinstance(root, Mapping):
-        raise SpecError([*problems, _not_a_spec(root, file_name)])
+    root, problems = read_mapping(text, file_name)
+    shape = shape_of(RunSpec)
     for override in overrides:
-        problems += apply_override(root, override)
+        problems += apply_override(root, override, shape)
+    _write_out_window(root)
     try:
-        spec = RunSpec.model_validate(python_value(root, spec_shape()))
+        spec = RunSpec.model_validate(python_value(root, shape))
     except ValidationError as error:
-        known = {(problem.file, problem.line, problem.column) for problem in broken}
-        problems += [p for p in problems_of(error, root) if (p.file, p.line, p.column) not in known]
+        problems = with_new(problems, problems_of(error, root, shape))
     if problems:
-        raise SpecError(_in_order(problems, file_name))
+        raise SpecError(in_order(problems, file_name))
     return spec
 
 
-def _in_order(problems: list[Problem], file_name: str) -> list[Problem]:
+def read_mapping(text: str, file_name: str) -> tuple[Mapping, list[Problem]]:
+    """The tree of a spec's text, and what is not allowed in it. Raises SpecError where there is none."""
+    root, broken = read_tree(text.removeprefix("\ufeff"), file_name)
+    if not isinstance(root, Mapping):
+        raise SpecError([*broken, _not_a_spec(root, file_name)])
+    return root, broken
+
+
+def with_new(known: list[Problem], more: list[Problem]) -> list[Problem]:
+    """All of the first, and of the others those that are about other places."""
+    places = {(problem.file, problem.line, problem.column) for problem in known if problem.line}
+    return known + [one for one in more if (one.file, one.line, one.column) not in places]
+
+
+def _write_out_window(root: Mapping) -> None:
+    """Give the short forms of `window` the form of the long one, so that mistakes have their places."""
+    node = root.values.get("window")
+    if node is None or (isinstance(node, Scalar) and node.value is None):
+        return
+    items: list[Node] = node.items if isinstance(node, Sequence) else [node]
+    for number, item in enumerate(items):
+        if isinstance(item, Scalar):
+            items[number] = Mapping(item.mark, {"hours": item}, {"hours": item.mark})
+    root.values["window"] = Sequence(node.mark, items)
+
+
+def in_order(problems: list[Problem], file_name: str) -> list[Problem]:
     """The file's problems by line, then what has no line, such as overrides; of very many the first."""
     problems = sorted(problems, key=lambda p: (p.file != file_name, p.line == 0, p.line, p.column))
     if len(problems) <= MAX_PROBLEMS:
@@ -96,7 +119,9 @@ def _not_a_spec(root: Node | None, file_name: str) -> Problem:
     return root.mark.problem("", f"expected a mapping such as `name: my-run`, got {got}")
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a spec's file. Raises SpecError where it cannot be one."""
+
     def wrong(message: str, line: int = 0, column: int = 0) -> SpecError:
         return SpecError([Problem(str(path), line, column, "", message)])
 

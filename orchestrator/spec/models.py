@@ -18,6 +18,7 @@ from pydantic import (
 
 from orchestrator.spec import checks
 from orchestrator.spec.values import ByteSize, EnvName, FreeText, MetricName, Name, NodePath, Seconds, Text
+from orchestrator.spec.window import WindowRules
 from trainer.config import TrainerConfig
 
 
@@ -123,8 +124,15 @@ class RunSpec(_Model):
     """Longest time of training over all attempts, such as `8h`."""
     deadline: AwareDatetime | None = None
     """When it has to have ended, such as `2027-03-01T07:00:00+01:00`; it is stopped then."""
+    window: WindowRules | None = None
+    """Hours in which it may execute, such as `22:00-07:00`; at their end it saves, and goes on at the next
+    ones."""
+    max_price: Annotated[float, Field(ge=0)] | None = None
+    """Executes only while a kWh of electricity costs at most this, by the tariff of `orch tariff`."""
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
     """Most hours of GPUs that all attempts together may use."""
+    kwh: Annotated[float, Field(gt=0)] | None = None
+    """Most energy that all attempts together may use, in kilowatt-hours, measured or estimated."""
     tags: dict[Name, FreeText] = Field(default_factory=dict)
     """Free labels, shown in MLflow."""
 

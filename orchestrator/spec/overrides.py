@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from orchestrator.errors import Problem, SpecError
-from orchestrator.spec.shape import Path, Shape, spec_shape
+from orchestrator.spec.shape import Path, Shape
 from orchestrator.spec.tree import Mapping, Mark, Node, Scalar, Sequence, printable, read_tree
 
 
-def apply_override(root: Mapping, text: str) -> list[Problem]:
-    """Put one `path=value` into the tree; values are YAML. Returns what is wrong with it, raises nothing."""
+def apply_override(root: Mapping, text: str, shape: Shape) -> list[Problem]:
+    """Put one `path=value`, the value in YAML, into a tree of this shape. Returns what is wrong with it."""
     mark = Mark(f"--set {printable(text, 80)}")
     path_text, equals, value_text = text.partition("=")
     if not equals or not path_text.strip():
@@ -20,21 +20,28 @@ def apply_override(root: Mapping, text: str) -> list[Problem]:
     if problems:
         return [Mark(mark.file).problem("", problem.message) for problem in problems]
     leaf = _unplaced(value, mark) if value else Scalar(mark, "", True)
-    parts = split_path(path_text.strip())
+    parts = split_path(path_text.strip(), shape)
     if not all(parts):
         return [mark.problem("", "expected names separated by single dots, such as checkpoint.every_steps")]
-    wrong = _put(root, parts, leaf, mark)
+    wrong = _put(root, parts, leaf, shape)
     return [mark.problem("", wrong)] if wrong else []
 
 
-def split_path(text: str) -> list[str]:
-    """The parts of a dotted path. Below a mapping of free names, such as tags, the rest is one name."""
+def split_path(text: str, root: Shape) -> list[str]:
+    """The parts of a dotted path below a root.
+
+    Below a mapping of free names, such as tags, the rest is one name, up to a setting of what stands there:
+    `space.trainer.n_layer.choice` has the parts `space`, `trainer.n_layer` and `choice`.
+    """
     parts: list[str] = []
-    shape: Shape | None = spec_shape()
+    shape: Shape | None = root
     rest = text
     while rest:
         if shape and shape.kind == "map":
-            return [*parts, rest]
+            name, rest = _free_name(rest, shape.item)
+            parts.append(name)
+            shape = shape.item
+            continue
         part, dot, rest = rest.partition(".")
         parts.append(part)
         if dot and not rest:
@@ -43,9 +50,19 @@ def split_path(text: str) -> list[str]:
     return parts
 
 
-def _put(root: Mapping, parts: list[str], leaf: Node, mark: Mark) -> str | None:
+def _free_name(text: str, item: Shape | None) -> tuple[str, str]:
+    """A name in a mapping of free names, and what follows it."""
+    words = text.split(".")
+    for number, word in enumerate(words[1:], 1):
+        if item and word in item.fields:
+            return ".".join(words[:number]), ".".join(words[number:])
+    return text, ""
+
+
+def _put(root: Mapping, parts: list[str], leaf: Node, shape: Shape) -> str | None:
     """Put the leaf where the path leads, making what is missing on the way; answers what is in the way."""
     node: Node = root
+    mark = leaf.mark
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
         done = ".".join(parts[:number])
@@ -53,14 +70,14 @@ def _put(root: Mapping, parts: list[str], leaf: Node, mark: Mark) -> str | None:
             if not part.isdecimal() or len(part) > 4 or int(part) > len(node.items):
                 return f"expected a number from 0 to {len(node.items)} after `{done}`, got '{part}'"
             index = int(part)
-            fresh = leaf if last else _container(parts[: number + 1], mark)
+            fresh = leaf if last else _container(parts[: number + 1], mark, shape)
             if index == len(node.items):
                 node.items.append(fresh)
             elif last or _empty(node.items[index]):
                 node.items[index] = fresh
             node = node.items[index]
         elif isinstance(node, Mapping):
-            fresh = leaf if last else _container(parts[: number + 1], mark)
+            fresh = leaf if last else _container(parts[: number + 1], mark, shape)
             if last or part not in node.values or _empty(node.values[part]):
                 node.values[part] = fresh
                 node.marks[part] = mark
@@ -70,9 +87,9 @@ def _put(root: Mapping, parts: list[str], leaf: Node, mark: Mark) -> str | None:
     return None
 
 
-def _container(parts: list[str], mark: Mark) -> Node:
+def _container(parts: list[str], mark: Mark, root: Shape) -> Node:
     path: Path = tuple(int(part) if part.isdecimal() else part for part in parts)
-    shape = spec_shape().at(path)
+    shape = root.at(path)
     return Sequence(mark) if shape and shape.kind == "list" else Mapping(mark)
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import Problem
-from orchestrator.spec.shape import Path, Shape, spec_shape
+from orchestrator.spec.shape import Path, Shape
 from orchestrator.spec.tree import MAX_PROBLEMS, Mapping, Mark, Node, Scalar, Sequence, join
 
 _ELSEWHERE: Final = {
@@ -27,8 +27,8 @@ _ELSEWHERE: Final = {
 """Names that other programs use -> ours."""
 
 
-def problems_of(error: ValidationError, root: Node) -> list[Problem]:
-    """Every error as a problem, in the order of the file; of very many only the first."""
+def problems_of(error: ValidationError, root: Node, shape: Shape) -> list[Problem]:
+    """Every error in a tree of this shape as a problem, in the file's order; of very many only the first."""
     placed: list[tuple[Mark, Path, ErrorDetails]] = []
     for detail in error.errors(include_url=False):
         location = detail["loc"]
@@ -38,12 +38,15 @@ def problems_of(error: ValidationError, root: Node) -> list[Problem]:
         placed.append((_place(root, location, at_key), location, detail))
     placed.sort(key=lambda item: (item[0].file != root.mark.file, item[0].line, item[0].column))
     first = placed[: MAX_PROBLEMS + 1]
-    return [mark.problem(dotted(path), message_of(detail, path)) for mark, path, detail in first]
+    return [mark.problem(dotted(path), message_of(detail, path, shape)) for mark, path, detail in first]
 
 
-def message_of(detail: ErrorDetails, path: Path) -> str:
-    """What one of pydantic's errors at this path of a spec says to a person."""
-    return _MESSAGES.get(detail["type"], _own_words)(detail, path, spec_shape().at(path))
+def message_of(detail: ErrorDetails, path: Path, shape: Shape) -> str:
+    """What one of pydantic's errors at this path of a spec of this shape says to a person."""
+    if detail["type"] == "extra_forbidden":
+        *parent, name = path
+        return "unknown key" + suggestion(shape, tuple(parent), str(name))
+    return _MESSAGES.get(detail["type"], _own_words)(detail, path, shape.at(path))
 
 
 def dotted(path: Path) -> str:
@@ -93,11 +96,6 @@ def _missing(detail: ErrorDetails, path: Path, wanted: Shape | None) -> str:
     return f"missing; expected {wanted.expected}" if wanted else "missing"
 
 
-def _unknown(detail: ErrorDetails, path: Path, wanted: Shape | None) -> str:
-    *parent, name = path
-    return "unknown key" + suggestion(tuple(parent), str(name))
-
-
 def _own_words(detail: ErrorDetails, path: Path, wanted: Shape | None) -> str:
     return detail["msg"].removeprefix("Value error, ")
 
@@ -111,7 +109,6 @@ _SAID_AS_EXPECTED: Final = (
 _MESSAGES: Final[dict[str, Callable[[ErrorDetails, Path, Shape | None], str]]] = {
     **dict.fromkeys(_SAID_AS_EXPECTED, _expected),
     "missing": _missing,
-    "extra_forbidden": _unknown,
 }
 
 
@@ -133,24 +130,24 @@ def shown(value: Any) -> str:
 # ------------------------------------------------------------------ did you mean
 
 
-def suggestion(parent: Path, name: str) -> str:
+def suggestion(shape: Shape, parent: Path, name: str) -> str:
     """`; did you mean ...?` for an unknown key below `parent`, or where the key belongs, or what there is."""
-    shape = spec_shape().at(parent)
-    if shape is None or not shape.fields:
+    around = shape.at(parent)
+    if around is None or not around.fields:
         return ""
-    here = [key for key in shape.fields if key]
+    here = [key for key in around.fields if key]
     ours = _ELSEWHERE.get(name.lower(), name)
     if len(name) <= 60:
         near = [ours] if ours in here else difflib.get_close_matches(name, here, 1, 0.75)
-        near = near or _belongs(parent, ours) or difflib.get_close_matches(name, here, 1, 0.6)
+        near = near or _belongs(shape, parent, ours) or difflib.get_close_matches(name, here, 1, 0.6)
         if near:
             return f"; {near[0]}" if " " in near[0] else f"; did you mean `{near[0]}`?"
     return f"; known here: {', '.join(here)}"
 
 
-def _belongs(parent: Path, name: str) -> list[str]:
+def _belongs(shape: Shape, parent: Path, name: str) -> list[str]:
     """Where else in the spec a key of exactly this name belongs."""
-    places = [path for path, _ in spec_shape().places() if path[-1] == name]
+    places = [path for path, _ in shape.places() if path[-1] == name]
     if not places:
         return []
     numbered = tuple("N" if isinstance(part, int) else part for part in parent)

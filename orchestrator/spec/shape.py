@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from orchestrator.spec import checks
-from orchestrator.spec.models import RunSpec
 from orchestrator.spec.values import Words
 
 _UNSAID: Final = 1e9
@@ -25,7 +24,7 @@ Path: TypeAlias = tuple[str | int, ...]
 class Shape:
     """One place in a spec: what is expected there, and what is below it."""
 
-    kind: Literal["model", "list", "map", "text", "free-text", "number", "truth"]
+    kind: Literal["model", "list", "map", "text", "free-text", "number", "truth", "any"]
     expected: str
     fields: dict[str, Shape] = field(default_factory=dict)
     item: Shape | None = None
@@ -51,12 +50,8 @@ class Shape:
 
 
 @cache
-def spec_shape() -> Shape:
-    """The shape of a whole spec."""
-    return _model(RunSpec)
-
-
-def _model(model: type[BaseModel]) -> Shape:
+def shape_of(model: type[BaseModel]) -> Shape:
+    """The shape of what a model describes, such as a whole spec."""
     fields = {name: _field(info) for name, info in model.model_fields.items()}
     keys = list(fields)
     shown = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
@@ -65,7 +60,7 @@ def _model(model: type[BaseModel]) -> Shape:
 
 def _field(info: FieldInfo) -> Shape:
     if checks.check_overrides in (getattr(data, "func", None) for data in info.metadata):
-        return _model(checks.TrainerOverrides)
+        return shape_of(checks.TrainerOverrides)
     return _annotation(info.annotation, list(info.metadata))
 
 
@@ -76,9 +71,12 @@ def _annotation(annotation: Any, metadata: list[Any]) -> Shape:
         for data in args[1:]:
             inner += data.metadata if isinstance(data, FieldInfo) else [data]
         return _annotation(args[0], [*inner, *metadata])
-    if origin in (Union, types.UnionType):
-        return _annotation(next(arg for arg in args if arg is not types.NoneType), metadata)
     words = next((data for data in metadata if isinstance(data, Words)), None)
+    if origin in (Union, types.UnionType):
+        some = [arg for arg in args if arg is not types.NoneType]
+        if words and set(some) >= {bool, int, str}:
+            return Shape("any", words.text)
+        return _annotation(some[0], metadata)
     shape = _bare(annotation, origin, args, metadata)
     if words is None:
         return shape
@@ -89,6 +87,8 @@ def _annotation(annotation: Any, metadata: list[Any]) -> Shape:
 def _bare(annotation: Any, origin: Any, args: tuple[Any, ...], metadata: list[Any]) -> Shape:
     if origin is Literal:
         return Shape("text", _choices([str(arg) for arg in args]))
+    if origin is tuple:
+        return Shape("list", f"a list of {len(args)} numbers", item=_annotation(args[0], []))
     if origin is list:
         item = _annotation(args[0], [])
         return Shape("list", f"a list of {_plural(item)}", item=item)
@@ -100,7 +100,7 @@ def _bare(annotation: Any, origin: Any, args: tuple[Any, ...], metadata: list[An
     if annotation is int or annotation is float:
         return Shape("number", _number(annotation, metadata))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _model(annotation)
+        return shape_of(annotation)
     return Shape("text", "text")
 
 

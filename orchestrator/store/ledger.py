@@ -1,4 +1,4 @@
-"""The controller's durable memory: runs, attempts and events in SQLite.
+"""The controller's durable memory: runs, attempts, events and notices in SQLite.
 
 A transaction that returned is on disk (WAL, `synchronous=FULL`). Writers are serialised: :meth:`Ledger.begin`
 takes the write lock at once, so what a transaction reads cannot change before it writes.
@@ -17,12 +17,16 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, func, or_, select
 from sqlalchemy.engine import RowMapping
 
+from orchestrator.domain.energy import KWH_J, EnergySource
 from orchestrator.domain.limits import HOUR_S
 from orchestrator.domain.records import AttemptRecord, EventRecord, Member, QueuedRun, RankEnd, RunRecord
 from orchestrator.domain.states import OPEN_STATES, Phase, Reason, RunState
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import RunSpec, Variant
 from orchestrator.store import queued, tables
+from orchestrator.store.notices import Notices
+from orchestrator.store.schedule_book import ScheduleBook
+from orchestrator.store.sweep_book import SweepBook
 
 __all__ = ["OPEN_STATES", "Ledger", "Transaction"]
 
@@ -35,6 +39,7 @@ class Ledger:
         self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
         event.listen(self._engine, "connect", _configure)
         self._lock = threading.RLock()
+        self._joined: list[Watch] = []
         self._watchers: list[Watch] = []
         _migrate(self._engine)
 
@@ -42,6 +47,12 @@ class Ledger:
         """Call this after every commit that changed runs or attempts, in the order of commits."""
         with self._lock:
             self._watchers.append(watch)
+
+    def join(self, hook: Watch) -> None:
+        """Call this at the end of every transaction that changed runs or attempts, before its commit: what it
+        writes is committed with the rest, or not at all."""
+        with self._lock:
+            self._joined.append(hook)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -54,6 +65,9 @@ class Ledger:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             transaction = Transaction(connection)
             yield transaction
+            if transaction.changed:
+                for hook in self._joined:
+                    hook(transaction)
             connection.commit()
             if transaction.changed:
                 for watch in self._watchers:
@@ -77,6 +91,9 @@ class Transaction:
         self._connection = connection
         self.runs_changed: dict[str, RunRecord] = {}
         self.attempts_changed: dict[tuple[str, int], AttemptRecord] = {}
+        self.sweeps = SweepBook(connection)
+        self.schedules = ScheduleBook(connection)
+        self.notices = Notices(connection)
 
     @property
     def changed(self) -> bool:
@@ -156,12 +173,13 @@ class Transaction:
 
     def queued_with_limits(self) -> list[tuple[str, datetime | None]]:
         """Ids of the runs that wait and have a deadline, with it; None for those that have used up their
-        longest duration or GPU-hours."""
+        longest duration, GPU-hours or energy."""
         table, spec = tables.runs, tables.runs.c.spec
         deadline = spec["deadline"].as_string()
         spent = or_(
             table.c.seconds_used >= spec["max_duration"].as_float(),
             table.c.gpu_seconds_used >= spec["gpu_hours"].as_float() * HOUR_S,
+            table.c.joules_used >= spec["kwh"].as_float() * KWH_J,
         )
         query = select(table.c.id, deadline.label("deadline"), func.coalesce(spent, False).label("spent"))
         rows = self._all(query.where((table.c.state == RunState.QUEUED) & (deadline.is_not(None) | spent)))
@@ -278,6 +296,10 @@ def _maybe(text: str | None) -> datetime | None:
     return _instant(text) if text else None
 
 
+def _source(text: str | None) -> EnergySource | None:
+    return EnergySource(text) if text else None
+
+
 def _text(instant: datetime | None) -> str | None:
     return instant.isoformat() if instant else None
 
@@ -296,9 +318,10 @@ def _run_values(run: RunRecord) -> dict[str, Any]:
         "pin_pool",
     )
     more = ("stop", "attempt", "restore_run", "restore_step", "restore_path", "seconds_used")
-    queue = ("gpu_seconds_used", "held", "front")
+    queue = ("gpu_seconds_used", "held", "front", "pause_at")
+    energy = ("joules_used", "energy_source", "cost")
     return {
-        **{name: getattr(run, name) for name in (*plain, *more, *queue)},
+        **{name: getattr(run, name) for name in (*plain, *more, *queue, *energy)},
         "name": run.spec.name,
         "experiment": run.spec.experiment,
         "spec": run.spec.model_dump(mode="json"),
@@ -315,6 +338,7 @@ def _run(row: RowMapping) -> RunRecord:
     values["spec"] = RunSpec.model_validate(values["spec"])
     values["avoid"] = tuple((node, Reason(end)) for node, end in values["avoid"])
     values["state"] = RunState(values["state"])
+    values["energy_source"] = _source(values["energy_source"])
     for key in ("reason", "stop"):
         values[key] = Reason(values[key]) if values[key] else None
     for key in ("not_before", "created_at", "started_at", "ended_at"):
@@ -325,8 +349,10 @@ def _run(row: RowMapping) -> RunRecord:
 def _attempt_values(attempt: AttemptRecord) -> dict[str, Any]:
     plain = ("run_id", "number", "ray_id", "node", "variant_index", "phase", "reason", "message", "exit_code")
     more = ("device", "device_name", "first_step", "last_step", "timings", "backfill")
+    energy = ("joules", "energy_source", "cost")
     return {
-        **{name: getattr(attempt, name) for name in (*plain, *more)},
+        **{name: getattr(attempt, name) for name in (*plain, *more, *energy)},
+        "energy_at": _text(attempt.energy_at),
         "variant": attempt.variant.model_dump(mode="json"),
         "gpu_ids": list(attempt.gpu_ids),
         "members": [_member_values(member) for member in attempt.members],
@@ -347,7 +373,8 @@ def _member(values: dict[str, Any]) -> Member:
     end = values.get("end")
     if end:
         end = RankEnd(**{**end, "reason": Reason(end["reason"]), "at": datetime.fromisoformat(end["at"])})
-    return Member(values["ray_id"], values["node"], tuple(values["gpu_ids"]), end)
+    joules = values.get("joules", 0.0)
+    return Member(values["ray_id"], values["node"], tuple(values["gpu_ids"]), end, joules)
 
 
 def _attempt(row: RowMapping) -> AttemptRecord:
@@ -356,7 +383,8 @@ def _attempt(row: RowMapping) -> AttemptRecord:
     values["gpu_ids"] = tuple(values["gpu_ids"])
     values["members"] = tuple(_member(member) for member in values["members"])
     values["phase"] = Phase(values["phase"])
+    values["energy_source"] = _source(values["energy_source"])
     values["reason"] = Reason(values["reason"]) if values["reason"] else None
-    for key in ("created_at", "started_at", "ended_at"):
+    for key in ("created_at", "started_at", "ended_at", "energy_at"):
         values[key] = _maybe(values[key])
     return AttemptRecord(**values)

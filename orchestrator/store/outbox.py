@@ -59,6 +59,8 @@ class CreateRun(OutboxTask):
     params: dict[str, str] = Field(default_factory=dict)
     description: str = ""
     """Markdown."""
+    parent: str | None = None
+    """The run of ours, in the same experiment, below which it is shown."""
 
     def dedupe_key(self) -> str:
         """A run is created once."""

@@ -17,11 +17,12 @@ from sqlalchemy import ColumnElement, Text, cast, func
 from orchestrator.domain.records import QueuedRun
 from orchestrator.domain.states import Reason
 from orchestrator.spec.models import RunSpec, Variant
+from orchestrator.spec.window import WindowRule
 from orchestrator.store import tables
 
 _PLAIN: Final = ("id", "seq", "name", "experiment", "user", "created_at", "not_before", "held", "front")
 _MORE: Final = ("pin_pool", "seconds_used")
-_OF_SPEC: Final = ("priority", "max_duration", "start", "wait", "placement")
+_OF_SPEC: Final = ("priority", "max_duration", "start", "wait", "window", "max_price", "placement")
 
 
 def _of_spec(key: str) -> ColumnElement[Any]:
@@ -39,7 +40,8 @@ COLUMNS: Final = (
 def queued_run(row: Any) -> QueuedRun:
     """One row of :data:`COLUMNS`."""
     id_, seq, name, experiment, user, created, not_before, held, front, *rest = row
-    pin_pool, seconds_used, avoid, priority, max_duration, start, wait, placement = rest
+    pin_pool, seconds_used, avoid, priority, max_duration, start, wait, *rest = rest
+    window, max_price, placement = rest
     return QueuedRun(
         id_,
         seq,
@@ -57,6 +59,8 @@ def queued_run(row: Any) -> QueuedRun:
         max_duration,
         _default("start") if start is None else start,
         _default("wait") if wait is None else wait,
+        None if window is None else _window(window),
+        max_price,
         _placement(placement),
     )
 
@@ -69,6 +73,11 @@ def _default(key: str) -> Any:
 def _placement(text: str) -> tuple[Variant, ...]:
     wanted = ({k: v for k, v in one.items() if k != "trainer"} for one in json.loads(text))
     return tuple(Variant.model_validate(one) for one in wanted)
+
+
+@lru_cache(maxsize=4096)
+def _window(text: str) -> tuple[WindowRule, ...]:
+    return tuple(WindowRule.model_validate(one) for one in json.loads(text))
 
 
 @lru_cache(maxsize=4096)

@@ -18,6 +18,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.errors import NotFoundError
@@ -139,6 +140,26 @@ class Spool:
                 )
                 for run_id, key, step, value in db.execute(query, [*some, *args]):
                     found.setdefault(run_id, {})[key] = (step, value)
+        return found
+
+    def best(
+        self, run_ids: Sequence[str], key: str, mode: Literal["min", "max"]
+    ) -> dict[str, tuple[int, float]]:
+        """(step, value) of each run's lowest or highest value; runs without any are left out. Looks at every
+        point of the series."""
+        found: dict[str, tuple[int, float]] = {}
+        with self._db.read() as db:
+            for first in range(0, len(run_ids), _IN_LIMIT):
+                some = run_ids[first : first + _IN_LIMIT]
+                # With MIN or MAX, SQLite takes the other columns from the row that has it.
+                query = (
+                    f"SELECT r.run_id, p.step, {mode.upper()}(p.value) FROM runs r"
+                    " JOIN series s ON s.run = r.id"
+                    f" JOIN points p ON p.series = s.id WHERE s.key = ? AND r.run_id IN ({_marks(some)})"
+                    " GROUP BY r.run_id"
+                )
+                for run_id, step, value in db.execute(query, [tracking_key(key), *some]):
+                    found[run_id] = (step, value)
         return found
 
     # ------------------------------------------------------------------ shipping points

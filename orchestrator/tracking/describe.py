@@ -22,6 +22,8 @@ class AttemptRow:
     last_step: int | None
     ended: str
     """Why it ended, in words; empty while it goes on."""
+    energy: str = ""
+    """What it has used, in words; empty where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,17 @@ def _route(rows: Sequence[AttemptRow]) -> str:
 
 def _attempts(rows: Sequence[AttemptRow]) -> str:
     return _table(
-        ("attempt", "node", "pool", "device", "steps", "ended"),
+        ("attempt", "node", "pool", "device", "steps", "energy", "ended"),
         [
-            (str(row.number), row.node, row.pool, row.device, _steps(row), row.ended or "still running")
+            (
+                str(row.number),
+                row.node,
+                row.pool,
+                row.device,
+                _steps(row),
+                row.energy,
+                row.ended or "still running",
+            )
             for row in rows
         ],
     )

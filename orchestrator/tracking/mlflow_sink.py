@@ -93,7 +93,7 @@ class MlflowSink:
         return TargetState.ACTIVE if run.info.lifecycle_stage == "active" else TargetState.DELETED
 
     def _create(self, run_id: str, experiment_id: str, task: CreateRun) -> Target:
-        tags = {**_tags(task), RUN_TAG: run_id}
+        tags = {**_tags(task), RUN_TAG: run_id, **self._parent(experiment_id, task)}
         self._client.create_run(experiment_id, start_time=task.start_ms, tags=tags, run_name=task.name)
         # A request that timed out may have been carried out late. All who look choose the same one.
         target = self._find(run_id, experiment_id)
@@ -101,6 +101,16 @@ class MlflowSink:
             raise SinkRefusedError(f"MLflow does not find the run {run_id} that it has just created")
         self._remove_twins(target)
         return target
+
+    def _parent(self, experiment_id: str, task: CreateRun) -> dict[str, str]:
+        """The tag that shows a run below another, which has to be there first."""
+        if task.parent is None:
+            return {}
+        found = self._find(task.parent, experiment_id)
+        if found is None:
+            message = f"the MLflow run of {task.parent}, below which it belongs, is not there yet"
+            raise SinkUnavailableError(message, whole_server=False)
+        return {"mlflow.parentRunId": found.mlflow_run_id}
 
     def _find(self, run_id: str, experiment_id: str) -> Target | None:
         found = self._twins(run_id, experiment_id)

@@ -15,10 +15,17 @@ class MlflowReader:
 
     def run_of(self, run_id: str) -> list[dict[str, Any]]:
         """All MLflow runs that claim to be this run."""
+        return self._with_tag("orch.run_id", run_id)
+
+    def of_sweep(self, sweep_id: str) -> list[dict[str, Any]]:
+        """The MLflow runs of a sweep and of its trials."""
+        return self._with_tag("orch.sweep_id", sweep_id)
+
+    def _with_tag(self, tag: str, value: str) -> list[dict[str, Any]]:
         experiments = self._http.post("/experiments/search", json={"max_results": 100}).json()["experiments"]
         body = {
             "experiment_ids": [e["experiment_id"] for e in experiments],
-            "filter": f"tags.`orch.run_id` = '{run_id}'",
+            "filter": f"tags.`{tag}` = '{value}'",
         }
         return list(self._http.post("/runs/search", json=body).json().get("runs", []))
 

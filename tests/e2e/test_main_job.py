@@ -75,6 +75,22 @@ def test_mlflow_shows_what_where_and_what_came_of_it(stack: Stack, moved: dict[s
     assert any(model["info"]["name"].endswith(f"{STEPS:08d}") for model in models), models
 
 
+def test_energy_is_counted_on_both_nodes(stack: Stack, moved: dict[str, Any]) -> None:
+    first, second = moved["attempts"]
+    assert first["energy_kwh"] > 0
+    assert second["energy_kwh"] > 0
+    used = moved["run"]["energy_kwh"]
+    assert used == pytest.approx(first["energy_kwh"] + second["energy_kwh"])
+    assert moved["run"]["energy_source"] in ("measured", "estimated", "mixed")
+    assert moved["run"]["cost"] is None
+    reader = MlflowReader(stack.get("/v1/health")["mlflow_url"])
+    wait_until(lambda: stack.get("/v1/health")["mlflow_pending"] == 0, 60)
+    (mlflow_run,) = reader.run_of(moved["run"]["id"])
+    points = reader.history(mlflow_run["info"]["run_id"], "orch/energy_kwh")
+    steps = [(first["last_step"], pytest.approx(first["energy_kwh"])), (STEPS, pytest.approx(used))]
+    assert points == steps
+
+
 def test_the_loss_goes_on_where_it_was(stack: Stack, moved: dict[str, Any]) -> None:
     handover = moved["attempts"][0]["last_step"]
     points = stack.get(f"/v1/runs/{moved['run']['id']}/points", key="train/loss")

@@ -56,6 +56,25 @@ def test_a_moved_run_is_saved_and_goes_on_with_one_unbroken_curve(bench: Bench) 
     assert bench.records()[-1].parent is not None
 
 
+def test_a_program_that_knows_no_rungs_is_asked_to_save_there(bench: Bench) -> None:
+    spec = bench.script(train(steps=400, every=1000, pause=0.02))
+    bench.start(spec, pause_at=30)
+    outcome = bench.wait_outcome()
+    assert (outcome.reason, outcome.exit_code) == (Reason.RUNG, 75)
+    (saved,) = bench.steps()
+    assert 30 <= saved < 200
+
+
+def test_a_program_that_knows_rungs_ends_there_by_itself(bench: Bench) -> None:
+    code = train(steps=400, every=30, pause=0.02)
+    at_rung = (
+        "    if step == context.pause_step:\n        sys.exit(EXIT_SAVED)\n    if context.stop_requested"
+    )
+    bench.start(bench.script(code.replace("    if context.stop_requested", at_rung)), pause_at=30)
+    outcome = bench.wait_outcome()
+    assert (outcome.reason, outcome.exit_code, bench.steps()) == (Reason.RUNG, 75, [30])
+
+
 def test_every_point_before_a_checkpoint_is_in_the_store_once(bench: Bench) -> None:
     bench.start(bench.script(train(steps=40, every=7)))
     bench.wait_outcome()

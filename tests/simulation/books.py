@@ -42,6 +42,8 @@ class Books:
     limits: Limits = field(default_factory=Limits)
     check: Callable[[Any, str, Any], None] = lambda world, what, about: None
     events: int = 0
+    looks_at: float = 0.0
+    """Unix time of the next look that was asked for."""
     quiet: bool = False
     """No new runs and no more accidents: everything has to come to its end."""
     _open_attempts: dict[tuple[str, int], AttemptRecord] = field(default_factory=dict)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from copy import copy
+from datetime import timedelta
 from typing import Any
 
+from orchestrator.control.board import hours_of_run
 from orchestrator.domain.demand import Demand, shape_of
 from orchestrator.domain.exchange import would_start
 from orchestrator.domain.liveness import Facts
@@ -17,12 +19,13 @@ from orchestrator.domain.room import CONTEXT_BYTES, Grant, Room, must_end
 from orchestrator.domain.states import Reason, RunState
 from orchestrator.domain.why import explain
 from tests.simulation.books import held_by
-from tests.simulation.fleet import GIB, Agent
+from tests.simulation.fleet import BEGIN, GIB, Agent
+from tests.simulation.hours import starts_within, worked_within
 from tests.simulation.world import World, possible
 
 FREE = {
     *(Reason.MOVED, Reason.PREEMPTED, Reason.UPGRADED, Reason.NODE_LOST, Reason.FENCED),
-    *(Reason.SHUTDOWN, Reason.DRAINED, Reason.OWNER, Reason.AWAY),
+    *(Reason.SHUTDOWN, Reason.DRAINED, Reason.OWNER, Reason.AWAY, Reason.WINDOW),
 }
 """Ends that cost no retry (rule 11)."""
 
@@ -57,6 +60,8 @@ def _start(world: World, about: tuple[RunRecord, AttemptRecord]) -> None:
     promise(attempt.number < 200, "rule 4", f"{run.id} is started again and again")
     promise(not run.held, "rule 4", f"{run.id} is held and starts")
     promise(run.not_before is None or run.not_before <= world.instant, "rule 4", f"{run.id} starts early")
+    within = starts_within(hours_of_run(run, None), world.instant)
+    promise(within, "rule 7", f"{run.id} starts outside its window at {world.instant}")
     for ray_id, _ in held_by(attempt):
         machine = next((one for one in world.machines.values() if one.ray_id == ray_id), None)
         promise(
@@ -112,6 +117,8 @@ def _plan(world: World, about: tuple[Desk, list[Grant]]) -> None:
 
 def _may_start(waiting: Waiting, desk: Desk) -> bool:
     late = waiting.not_before is not None and waiting.not_before > desk.now
+    if waiting.hours is not None and not waiting.hours.admits(desk.now):
+        return False
     return not waiting.held and not late and not desk.limit_of_experiment(waiting.experiment)
 
 
@@ -212,6 +219,20 @@ def _left(world: World, about: tuple[RunRecord, AttemptRecord, Facts]) -> None:
     promise(facts.silence > 0, "rule 13", f"{run.id} left {attempt.node}, which speaks")
 
 
+def _worked(world: World, agent: Agent) -> None:
+    assert agent.begun is not None
+    hours, begun = hours_of_run(world.runs[agent.run_id], None), BEGIN + timedelta(seconds=agent.begun)
+    within = worked_within(hours, begun, world.instant)
+    promise(within, "rule 7", f"{agent.run_id} works outside its window, from {begun} to {world.instant}")
+
+
+def _finish(world: World, agent: Agent) -> None:
+    attempt = world.attempts[agent.run_id, agent.number]
+    hours, begun = hours_of_run(world.runs[agent.run_id], None), attempt.created_at
+    within = agent.slept or worked_within(hours, begun, world.instant)
+    promise(within, "rule 7", f"{agent.run_id} ends at {world.instant}, after its window")
+
+
 def _commit(world: World, key: tuple[str, int]) -> None:
     run_id, number = key
     promise(world.fences[run_id] == number, "rule 2", f"attempt {number} of {run_id} commits behind a fence")
@@ -267,6 +288,8 @@ _CHECKS = {
     "evictions": _evictions,
     "ended": _ended,
     "commit": _commit,
+    "worked": _worked,
+    "finish": _finish,
     "upgrade": _upgrade,
     "looked": _looked,
     "cancel": _nothing,

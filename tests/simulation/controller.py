@@ -52,7 +52,8 @@ class Controlled(Books):
             self._upgrade(desk, now)
         self.check(self, "looked", desk)
         due = self.queue.next_due()
-        if due is not None:
+        if due is not None and not now < self.looks_at <= due:
+            self.looks_at = due
             self.after(max(0.01, due - self.instant.timestamp()), self.look)
         if desk.plan.more:
             self.after(0.0, self.look)

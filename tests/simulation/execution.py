@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from orchestrator.control.board import hours_of_run
 from orchestrator.domain import transitions
+from orchestrator.domain.limits import first_limit
 from orchestrator.domain.records import AttemptRecord
 from orchestrator.domain.states import Phase, Reason, RunState
 from tests.simulation.controller import Controlled
@@ -40,6 +42,10 @@ class Executing(Controlled):
         )
         if run.state == RunState.STARTING:
             self.save_run(replace(run, state=RunState.RUNNING))
+        limit = first_limit(run, attempt.variant, self.instant, hours=hours_of_run(run, None))
+        if limit is not None:
+            agent.stops = self.now + limit.seconds
+            self.after(limit.seconds, lambda: self._hours_end(agent))
         self._work(agent)
         self._hear((run.id, attempt.number))
         self.look()
@@ -49,7 +55,15 @@ class Executing(Controlled):
         if not self.attempts[attempt.run_id, attempt.number].ended:
             self.after(5.0, action)
 
+    def _hours_end(self, agent: Agent) -> None:
+        """Its node ends it by itself, whether or not anybody can be heard."""
+        if agent.ended is None and not agent.gone and not agent.machine.asleep:
+            self._pause(agent)
+            self.after(self.random.uniform(0.2, 4), lambda: self._saved(agent, Reason.WINDOW))
+
     def _work(self, agent: Agent) -> None:
+        if self.now >= agent.stops:
+            return self._hours_end(agent)
         agent.begun = self.now
         agent.version += 1
         version = agent.version
@@ -57,9 +71,11 @@ class Executing(Controlled):
         if agent.fails is not None:
             rest *= self.random.uniform(0.05, 0.9)
         self.after(rest, lambda: self._end_of_work(agent, version))
+        return None
 
     def _pause(self, agent: Agent) -> None:
         if agent.begun is not None:
+            self.check(self, "worked", agent)
             agent.work_left = max(0.0, agent.work_left - (self.now - agent.begun) * agent.speed)
             agent.begun = None
             agent.version += 1
@@ -73,6 +89,7 @@ class Executing(Controlled):
     def _finish(self, agent: Agent, reason: Reason) -> None:
         """The program has ended; what it saved is committed unless a newer attempt owns the run."""
         agent.version += 1
+        self.check(self, "finish", agent)
         key = (agent.run_id, agent.number)
         if self.fences[agent.run_id] > agent.number:
             agent.ended = Reason.FENCED

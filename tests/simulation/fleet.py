@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -86,6 +87,10 @@ class Agent:
     """What it will end with, in place of completion."""
     begun: float | None = None
     """When it last began to work; None: it does not work now."""
+    stops: float = math.inf
+    """When its run's hours end, less the time to save; on a clock that goes on while it sleeps."""
+    slept: bool = False
+    """Since it began."""
     version: int = 0
     ended: Reason | None = None
     """How it ended; told to the controller when that can be reached."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,13 +12,14 @@ import pytest
 from orchestrator.control.board import running_of
 from orchestrator.domain import planner, rivalry
 from orchestrator.domain.fleet import NodeInfo
+from orchestrator.domain.limits import first_limit
 from orchestrator.domain.liveness import Facts, Lost, Silent
 from orchestrator.domain.queue import Queue
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.room import Grant, Room
 from orchestrator.domain.states import CONSEQUENCES, Reason, RunState, Then
 from orchestrator.domain.transitions import after_attempt
-from tests.simulation import books, controller, world
+from tests.simulation import books, controller, execution, world
 from tests.simulation.checks import BrokenPromiseError, check, promise
 from tests.simulation.world import World
 
@@ -165,6 +167,34 @@ def memory_that_ran_out_is_forgotten(patch: Patch) -> None:
     patch.setattr(controller, "after_attempt", lambda *a, **b: replace(after_attempt(*a, **b), avoid=()))
 
 
+def nobody_has_time_to_save(patch: Patch) -> None:
+    patch.setattr(execution, "first_limit", partial(first_limit, grace_s=0.0))
+
+
+def nodes_do_not_know_of_windows(patch: Patch) -> None:
+    patch.setattr(execution, "first_limit", lambda *a, **b: None)
+
+
+def windows_are_forgotten_by_a_new_controller(patch: Patch) -> None:
+    waiting_of = books.waiting_of
+
+    def without(run: RunRecord) -> Any:
+        return replace(waiting_of(run), hours=None)
+
+    def forget(world: World) -> None:
+        books.waiting_of = without  # type: ignore[attr-defined]
+        forgotten(world)
+        books.waiting_of = waiting_of  # type: ignore[attr-defined]
+
+    forgotten = World._forget
+    patch.setattr(World, "_forget", forget)
+
+
+def what_waits_for_its_window_is_not_looked_at_again(patch: Patch) -> None:
+    look_at = Queue._look_at
+    patch.setattr(Queue, "_look_at", lambda queue, one, at: at == 0.0 and look_at(queue, one, at))
+
+
 def limits_are_ignored_by_evictions(patch: Patch) -> None:
     """Victims that make room for nobody: the run that goes first may not start."""
     patch.setattr(planner.Desk, "may_use", lambda desk, waiting, demand, room: True)
@@ -205,6 +235,10 @@ PLANTED = [
     memory_that_ran_out_is_forgotten,
     limits_are_ignored_by_evictions,
     some_make_room_for_nothing,
+    nobody_has_time_to_save,
+    nodes_do_not_know_of_windows,
+    windows_are_forgotten_by_a_new_controller,
+    what_waits_for_its_window_is_not_looked_at_again,
 ]
 
 

@@ -20,6 +20,7 @@ from orchestrator.domain.transitions import cancel
 from orchestrator.spec.models import CommandProgram, RunSpec, Variant
 from tests.simulation.execution import Executing
 from tests.simulation.fleet import GIB, POOLS, Agent, Machine
+from tests.simulation.hours import some_window
 
 
 class World(Executing):
@@ -53,7 +54,7 @@ class World(Executing):
             RunState.QUEUED,
             self.instant,
         )
-        self.work[run_id] = self._about(200)
+        self.work[run_id] = self._about(800 if run.spec.window else 200)
         self.save_run(run)
         self.look()
         waiting = len(self.queue)
@@ -80,6 +81,7 @@ class World(Executing):
             retries=3,
             migrate=chance.choice(("auto", "auto", "never")),
             away=chance.choice((30.0, 300.0)),
+            window=some_window(chance),
         )
 
     def _accident(self) -> None:
@@ -105,6 +107,7 @@ class World(Executing):
         machine.asleep, machine.silent_since = True, self.now
         for agent in self._on(machine):
             self._pause(agent)
+            agent.slept = True
         self.after(self.random.uniform(5, 200), lambda: self._wake(machine))
         self.after(self.random.uniform(8, 30), lambda: self._ray_gives_up(machine))
 

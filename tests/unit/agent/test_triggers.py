@@ -60,6 +60,14 @@ def test_the_limit_that_is_met_is_named() -> None:
     assert setting.triggers.stop.message == "its deadline has passed"
 
 
+def test_energy_that_is_used_up_ends_it() -> None:
+    setting = Setting(deadline=105.0)
+    setting.triggers.spent = lambda: "no more kWh"
+    assert setting.reason is Reason.ENERGY
+    assert setting.triggers.stop is not None
+    assert setting.triggers.stop.message == "no more kWh"
+
+
 def test_an_actor_that_ends_as_the_machine_wakes_does_not_end_the_attempt() -> None:
     setting, said = Setting(), list[str]()
     waking = setting.triggers.waking = Waking(setting.clock, said.append)

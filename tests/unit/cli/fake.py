@@ -221,6 +221,10 @@ class FakeController:
                 return {"attempts": 1}
             case "GET", ["links"]:
                 return {"compare": "http://127.0.0.1:5000/#/compare-runs?runs=" + ",".join(query["ref"])}
+            case "GET", ["report"]:
+                for ref in query["ref"]:
+                    self.look(ref)
+                return f"<!doctype html>\n<title>{' '.join(query['ref'])} – ü</title>\n"
             case "POST", ["garbage"]:
                 self.garbage_wanted = not GarbageRequest.model_validate(body).dry_run
                 return self.garbage
@@ -347,10 +351,11 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(418, Problem(kind=e.kind, message=e.message, remedy=e.remedy, details=details))
 
     def reply(self, status: int, value: Any) -> None:
-        """Send models as JSON."""
-        data = json.dumps(_plain(value)).encode()
+        """Send models as JSON, text as HTML."""
+        page = isinstance(value, str)
+        data = value.encode() if page else json.dumps(_plain(value)).encode()
         self.send_response(status)
-        self.send_header("content-type", "application/json")
+        self.send_header("content-type", "text/html; charset=utf-8" if page else "application/json")
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

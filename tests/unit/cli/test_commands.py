@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,12 +12,22 @@ import yaml
 
 from orchestrator.cli import checkpoints, main
 from orchestrator.cli.runs import resumed_spec
+from orchestrator.domain.energy import EnergySource
 from orchestrator.domain.states import RunState
 from orchestrator.errors import ConflictError
 from orchestrator.messages import CheckpointView, NodeView, PlanView, PointView, RunDetail, RunView, Submitted
 from orchestrator.spec import CommandProgram, RunSpec, Variant
 from tests.unit.cli.conftest import Orch
-from tests.unit.cli.fake import TOKEN, FakeController, checkpoint, detail, handed_over, unavailable, waiting
+from tests.unit.cli.fake import (
+    TOKEN,
+    FakeController,
+    attempt,
+    checkpoint,
+    detail,
+    handed_over,
+    unavailable,
+    waiting,
+)
 
 SPEC = """\
 name: small
@@ -194,6 +205,19 @@ def test_show_tells_the_whole_story(fake: FakeController, orch: Orch) -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_show_tells_energy_and_cost(fake: FakeController, orch: Orch) -> None:
+    used = {"energy_kwh": 1.234, "energy_source": EnergySource.ESTIMATED}
+    told = detail(**used, cost=0.4, currency="EUR")
+    attempts = [attempt(1, energy_kwh=0.034, energy_source=EnergySource.ESTIMATED), attempt(2)]
+    fake.add(told.model_copy(update={"attempts": attempts}))
+    text = orch("show", "demo").out
+    assert re.search(r"energy +1\.23 kWh \(estimated\), 0\.40 EUR\n", text)
+    assert re.search(r" 34\.00 Wh +running\n.* - +running\n", text)
+    (listed,) = json.loads(orch("ls", "--json").out)
+    assert (listed["energy_kwh"], listed["energy_source"]) == (1.234, "estimated")
+    assert (listed["cost"], listed["currency"]) == (0.4, "EUR")
+
+
 def test_show_without_attempts(fake: FakeController, orch: Orch) -> None:
     fake.add(waiting())
     text = orch("show", "night").out
@@ -327,6 +351,7 @@ def test_schema_is_written(orch: Orch, fake: FakeController, tmp_path: Path) -> 
     file = tmp_path / "schema.json"
     assert orch("schema", "-o", str(file)).out == ""
     assert json.loads(file.read_text()) == orch("schema").json
+    assert "space" in orch("schema", "--sweep").json["properties"]
     assert fake.requests == []
 
 

@@ -282,6 +282,8 @@ def test_nothing_goes_before_where_all_that_is_in_the_way_was_ordered_to_go() ->
     big, short = wide("big", 1), wide("short", 2, 1, max_duration=5.0)
     going = held("going", "laptop", cpus=2.0, ends=T + 100, stopping=True)
     assert starts(desk_of([big, short], [node(cpus=4)], [going])) == [], "it would be ordered to go, too"
+    overdue = held("overdue", "laptop", cpus=3.0, ends=T - 100)
+    assert starts(desk_of([big, short], [node(cpus=7)], [overdue, going])) == [], "nothing is left of it"
     stays = held("stays", "laptop", cpus=1.0, ends=T + 100)
     assert starts(desk_of([big, short], [node(cpus=4)], [going, stays])) == [("short", "laptop")]
 

@@ -37,6 +37,7 @@ def test_what_is_tried_again() -> None:
         Reason.TIME_LIMIT,
         Reason.DEADLINE,
         Reason.GPU_HOURS,
+        Reason.ENERGY,
     ],
 )
 def test_what_would_end_the_same_way_is_not(reason: Reason) -> None:

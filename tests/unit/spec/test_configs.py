@@ -14,13 +14,15 @@ import pytest
 import yaml
 
 from orchestrator.contract import EXIT_SAVED
-from orchestrator.spec import load_spec
-from orchestrator.spec.schema import json_schema, trainer_json_schema
+from orchestrator.domain.rungs import pool_at, rungs
+from orchestrator.spec import LoadedSweep, load_any, load_spec, load_sweep
+from orchestrator.spec.schema import json_schema, sweep_json_schema, trainer_json_schema
 from tests.support import wait_until
 from trainer.config import TrainerConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-SPECS = sorted(CONFIGS.glob("*.yaml"))
+SWEEPS = [CONFIGS / "asha.yaml", CONFIGS / "sweep.yaml"]
+SPECS = sorted(set(CONFIGS.glob("*.yaml")) - set(SWEEPS))
 TRAINER = sorted((CONFIGS / "trainer").glob("*.yaml"))
 
 
@@ -35,6 +37,32 @@ def test_specs_load_and_fit_the_schema(path: Path) -> None:
     assert first == "# yaml-language-server: $schema=spec.schema.json"
     assert load_spec(path).spec.name == path.stem
     jsonschema.Draft7Validator(json_schema()).validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_sweeps_load_and_fit_the_schema(path: Path) -> None:
+    first, *_ = path.read_text(encoding="utf-8").splitlines()
+    assert first == "# yaml-language-server: $schema=sweep.schema.json"
+    loaded = load_any(path)
+    assert isinstance(loaded, LoadedSweep)
+    assert loaded.spec.name == path.stem
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    jsonschema.Draft7Validator(sweep_json_schema()).validate(content)
+
+
+def test_the_sweeps_do_what_their_comments_say() -> None:
+    tpe, asha = (load_sweep(CONFIGS / f"{name}.yaml").spec for name in ("sweep", "asha"))
+    assert (tpe.sampler.startup_trials, tpe.budget.trials) == (6, 12)
+    assert {variant.pool for variant in tpe.base.placement} == {"laptop"}
+    assert asha.max_steps == 2700
+    at = rungs(asha.pruner, 2700)
+    assert at == (100, 300, 900, 2700)
+    assert [pool_at(asha.pruner, rung) for rung in range(4)] == ["laptop", "laptop", "gpu", "gpu"]
+    assert asha.base.trainer is not None
+    assert all(step % asha.base.trainer.eval_interval == 0 for step in at)
+    new = [step - before for step, before in zip(at, (0, *at), strict=False)]
+    work = sum(27 // 3**rung * steps for rung, steps in enumerate(new))
+    assert work / (27 * 2700) == pytest.approx(1 / 8, rel=0.2)
 
 
 @pytest.mark.parametrize("path", TRAINER, ids=lambda path: path.stem)
@@ -113,3 +141,9 @@ def test_loading_a_spec_is_quick() -> None:
     began = time.process_time()
     load_spec(CONFIGS / "handover.yaml")
     assert time.process_time() - began < 0.1
+
+
+def test_checking_all_trials_of_a_sweep_takes_no_time_to_speak_of() -> None:
+    began = time.process_time()
+    load_sweep(CONFIGS / "asha.yaml")
+    assert time.process_time() - began < 2

@@ -7,7 +7,9 @@ import typing
 import pytest
 from pydantic_core.core_schema import ErrorType
 
+from orchestrator.spec import RunSpec
 from orchestrator.spec.problems import message_of
+from orchestrator.spec.shape import shape_of
 from tests.unit.spec.support import MINIMAL, only, parse, problems
 
 TWELVE_MISTAKES = """\
@@ -214,7 +216,7 @@ def test_every_kind_of_error_that_pydantic_can_report_has_a_message() -> None:
             "msg": "Pydantic's",
             "ctx": {"le": 3},
         }
-        assert message_of(detail, ("retries",)), kind
+        assert message_of(detail, ("retries",), shape_of(RunSpec)), kind
 
 
 def test_problems_are_capped() -> None:

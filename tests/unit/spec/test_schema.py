@@ -10,17 +10,19 @@ import jsonschema
 import pytest
 import yaml
 
-from orchestrator.spec.schema import json_schema, schema_text, trainer_json_schema
+from orchestrator.spec import parse_sweep
+from orchestrator.spec.schema import json_schema, schema_text, sweep_json_schema, trainer_json_schema
 from tests.unit.spec.support import parse
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+SCHEMAS = {"spec": json_schema(), "sweep": sweep_json_schema(), "trainer": trainer_json_schema()}
 
 
 def valid(text: str, schema: dict[str, Any] | None = None) -> bool:
     return bool(jsonschema.Draft7Validator(schema or json_schema()).is_valid(yaml.safe_load(text)))
 
 
-@pytest.mark.parametrize("schema", [json_schema(), trainer_json_schema()], ids=["spec", "trainer"])
+@pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
 def test_the_schemas_are_schemas(schema: dict[str, Any]) -> None:
     jsonschema.Draft7Validator.check_schema(schema)
     assert schema["$schema"] == "http://json-schema.org/draft-07/schema#"
@@ -43,7 +45,7 @@ def fields(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
         yield from fields(schema.get(key), path)
 
 
-@pytest.mark.parametrize("schema", [json_schema(), trainer_json_schema()], ids=["spec", "trainer"])
+@pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
 def test_every_field_has_a_description(schema: dict[str, Any]) -> None:
     found = dict(fields(schema))
     assert len(found) > 20
@@ -56,11 +58,10 @@ def test_overrides_of_a_placement_are_known_to_the_editor() -> None:
     assert "default" not in found[".placement.trainer.dtype"]
 
 
-@pytest.mark.parametrize("name", ["spec", "trainer"])
+@pytest.mark.parametrize("name", SCHEMAS)
 def test_the_files_are_up_to_date(name: str) -> None:
     """Else: python -m orchestrator.spec.schema configs"""
-    schema = json_schema() if name == "spec" else trainer_json_schema()
-    assert (CONFIGS / f"{name}.schema.json").read_text(encoding="utf-8") == schema_text(schema)
+    assert (CONFIGS / f"{name}.schema.json").read_text(encoding="utf-8") == schema_text(SCHEMAS[name])
 
 
 @pytest.mark.parametrize(
@@ -105,3 +106,47 @@ def test_what_the_loader_takes_the_schema_takes(text: str) -> None:
 )
 def test_mistakes_are_mistakes_in_the_editor_too(text: str) -> None:
     assert not valid(f"name: a\n{text}\n")
+
+
+SWEEP = "name: a\nbase: {trainer: {}}\nbudget: {trials: 3}\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "space: {trainer.n_layer: [1, 2]}",
+        "space: {trainer.n_layer: {int: [1, 9], step: 2}, trainer.beta2: {float: [0.1, 0.9], log: true}}",
+        "space: {trainer.recipe: [fast], trainer.ngrams: {int: [1, 4], when: {trainer.recipe: fast}}}",
+        "space: {trainer.bias: [false, true], placement.0.cpus: [1, 2], tags.kind: [a, 1]}",
+        "space: {trainer.n_layer: [1]}\nsampler: {kind: grid}\nobjective: {direction: maximize}",
+    ],
+)
+def test_what_the_loader_takes_as_a_sweep_the_schema_takes(text: str) -> None:
+    parse_sweep(SWEEP + text)
+    assert valid(SWEEP + text, SCHEMAS["sweep"])
+
+
+def test_a_base_may_be_a_file_and_needs_no_name() -> None:
+    space = "budget: {trials: 3}\nspace: {trainer.n_layer: [1]}\n"
+    assert valid(f"name: a\nbase: laptop.yaml\n{space}", SCHEMAS["sweep"])
+    assert valid(f"name: a\nbase: {{command: {{argv: [x]}}}}\n{space}", SCHEMAS["sweep"])
+    assert not valid(f"name: a\n{space}", SCHEMAS["sweep"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "space: {}",
+        "space: {trainer.n_layr: [1, 2]}",
+        "space: {trainer.n_layer: 2}",
+        "space: {trainer.n_layer: {int: [1, 9], choice: [1]}}",
+        "space: {trainer.n_layer: {int: [1, 2, 3]}}",
+        "space: {trainer.n_layer: {int: [1, many]}}",
+        "space: {trainer.n_layer: {log: true}}",
+        "space: {name: [a, b]}",
+        "space: {trainer.n_layer: [1]}\nsampler: {kind: best}",
+        "space: {trainer.n_layer: [1]}\nbudgt: {trials: 1}",
+    ],
+)
+def test_mistakes_in_sweeps_are_mistakes_in_the_editor_too(text: str) -> None:
+    assert not valid(SWEEP + text, SCHEMAS["sweep"])

@@ -1,5 +1,6 @@
 """The ledger on a real SQLite file."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,11 +11,17 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine
 from sqlalchemy.exc import IntegrityError
 
+from orchestrator.domain.energy import EnergySource
+from orchestrator.domain.records import AttemptRecord, Member, RunRecord
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.errors import NotFoundError
 from orchestrator.spec.models import Variant
+from orchestrator.store import ledger as ledger_module
 from orchestrator.store.ledger import Ledger
 from tests.support import wait_until
 from tests.unit.records import NOW, attempt, run, spec
@@ -131,3 +138,43 @@ def test_opening_twice_migrates_once(tmp_path: Path) -> None:
     for _ in range(2):
         with Ledger(tmp_path / "ledger.db").read() as tx:
             assert tx.runs() == []
+
+
+def test_energy_comes_back_and_is_unknown_for_what_was_there_before(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    members = [{"ray_id": "ray-b", "node": "b", "gpu_ids": [], "end": None}]
+    _as_of("0003", path, run(), attempt(), members=json.dumps(members))
+    ledger = Ledger(path)
+    with ledger.read() as tx:
+        old, before = tx.run("aaaa1111"), tx.attempt("aaaa1111", 1)
+    assert (old.joules_used, old.energy_source, old.cost) == (0.0, None, None)
+    assert before == attempt(members=(Member("ray-b", "b", joules=0.0),))
+    known = {"energy_source": EnergySource.MIXED, "cost": 0.25}
+    member = replace(before.members[0], joules=3.0)
+    after = replace(before, joules=7.5, energy_at=NOW, members=(member,), **known)
+    with ledger.begin() as tx:
+        tx.save_run(replace(old, joules_used=7.5, **known))
+        tx.save_attempt(after)
+    with ledger.read() as tx:
+        assert tx.run("aaaa1111") == replace(old, joules_used=7.5, **known)
+        assert tx.attempt("aaaa1111", 1) == after
+
+
+def _as_of(revision: str, path: Path, run: RunRecord, attempt: AttemptRecord, **of_attempt: object) -> None:
+    """Write a file as that revision had left it, with these values of the attempt's columns."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(ledger_module.__file__).with_name("migrations")))
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        rows = {"runs": ledger_module._run_values(run)}
+        rows["attempts"] = {**ledger_module._attempt_values(attempt), **of_attempt}
+        for table, values in rows.items():
+            there = [row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({table})")]
+            chosen = [name for name in there if name in values]
+            marks = ", ".join("?" for _ in chosen)
+            row = tuple(json.dumps(v) if isinstance(v := values[n], dict | list) else v for n in chosen)
+            connection.exec_driver_sql(f"INSERT INTO {table} ({', '.join(chosen)}) VALUES ({marks})", row)
+        connection.commit()
+    engine.dispose()

@@ -65,7 +65,7 @@ def test_description_shows_where_it_ran_and_what_it_saved() -> None:
     text = describe(
         "GPT with 4 layers",
         [
-            AttemptRow(1, "laptop", "laptop", "AMD Zen 4", 0, 1200, "saved, to go on elsewhere"),
+            AttemptRow(1, "laptop", "laptop", "AMD Zen 4", 0, 1200, "saved, to go on elsewhere", "3.20 Wh"),
             AttemptRow(2, "box", "gpu", "RTX | 4070", 1200, None, ""),
         ],
         [
@@ -76,8 +76,8 @@ def test_description_shows_where_it_ran_and_what_it_saved() -> None:
         "running",
     )
     assert text.startswith("GPT with 4 layers\n\n**running** · laptop to step 1,200\n")
-    assert "| 1 | laptop | laptop | AMD Zen 4 | 0 to 1,200 | saved, to go on elsewhere |" in text
-    assert "| 2 | box | gpu | RTX \\| 4070 |  | still running |" in text
+    assert "| 1 | laptop | laptop | AMD Zen 4 | 0 to 1,200 | 3.20 Wh | saved, to go on elsewhere |" in text
+    assert "| 2 | box | gpu | RTX \\| 4070 |  |  | still running |" in text
     assert "| 1,200 | 1 | 2026-01-02 03:04:00 UTC | 12.3 MB | val/loss 1.9 | `file:///x` |" in text
 
 

@@ -64,6 +64,7 @@ class SteeredContext:
         self.device: str | None = None
         self.cpus: int | None = 1
         self.gpu_memory: int | None = None
+        self.pause_step: int | None = None
         self.restore_dir: Path | None = None
         self.checkpoint_dir: Path | None = folder
         self.artifact_dir: Path | None = None

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.contract import EXIT_SAVED, EXIT_USER_ERROR
+from orchestrator.contract import EXIT_SAVED, EXIT_USER_ERROR, step_name
 from tests.unit.trainer.support import SteeredContext, assert_same_bits, start, tiny, weights, write_text
 from trainer import checkpoint
 from trainer.errors import DamagedCheckpoint, TrainerError, UserError
@@ -125,6 +125,25 @@ def test_an_interrupted_run_has_the_bits_of_an_uninterrupted_one(
     assert second_context.points["probe/delta", 5] == 0.0
     keys = ("train/loss", "val/loss", "grad_norm")
     assert {**context.values(*keys), **second_context.values(*keys)} == whole_context.values(*keys)
+
+
+@pytest.mark.parametrize("rung", [4, 7])
+def test_a_rung_is_measured_and_saved_and_changes_nothing(text: Path, tmp_path: Path, rung: int) -> None:
+    whole, points = start(tiny(text), tmp_path / "whole")
+    whole.run()
+    first, context = start(tiny(text), tmp_path / "first")
+    context.pause_step = rung
+    assert first.run() == EXIT_SAVED
+    assert context.published == [rung]
+    assert ("val/loss", rung) in context.points
+    assert max(step for _, step in context.points) == rung
+    again, at_once = start(tiny(text), tmp_path / "first", tmp_path / "first" / step_name(rung))
+    at_once.pause_step = rung
+    assert again.run() == EXIT_SAVED
+    second, rest = start(tiny(text), tmp_path / "second", tmp_path / "first" / step_name(rung))
+    assert second.run() == 0
+    assert_same_bits(weights(second), weights(whole))
+    assert rest.points["val/loss", 12] == points.points["val/loss", 12]
 
 
 @pytest.mark.parametrize("calls", range(1, 9))

@@ -1,0 +1,151 @@
+"""What clients see of sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.clock import Clock
+from orchestrator.control.views import Views
+from orchestrator.domain.energy import KWH_J
+from orchestrator.domain.limits import HOUR_S
+from orchestrator.domain.rungs import rungs
+from orchestrator.domain.sweeps import SweepRecord, SweepState, TrialRecord
+from orchestrator.domain.trials import Used, standings, total_points
+from orchestrator.messages import RunView
+from orchestrator.messages_sweeps import SweepDetail, SweepUse, SweepView, TrialView
+from orchestrator.store.ledger import Ledger, Transaction
+from orchestrator.store.spool import Spool
+from orchestrator.tracking.links import charts_link, compare_link, run_link
+
+_LINKED = 60
+"""Trials whose pages are linked together: an address must not become too long for a browser."""
+
+
+class SweepViews:
+    """Builds what is shown of sweeps."""
+
+    def __init__(self, ledger: Ledger, spool: Spool, views: Views, clock: Clock, mlflow_url: str) -> None:
+        self._ledger = ledger
+        self._spool = spool
+        self._views = views
+        self._clock = clock
+        self._mlflow_url = mlflow_url
+
+    def sweeps(self, states: Sequence[SweepState], limit: int) -> list[SweepView]:
+        """Sweeps, newest first."""
+        with self._ledger.read() as ledger:
+            found = ledger.sweeps.all(states=states, limit=limit)
+            return [self._sweep(ledger, sweep, ledger.sweeps.trials(sweep.id)) for sweep in found]
+
+    def sweep(self, sweep: SweepRecord) -> SweepView:
+        """One sweep."""
+        with self._ledger.read() as ledger:
+            return self._sweep(ledger, sweep, ledger.sweeps.trials(sweep.id))
+
+    def detail(self, ref: str) -> SweepDetail:
+        """Everything about one sweep."""
+        with self._ledger.read() as ledger:
+            sweep = ledger.sweeps.find(ref)
+            trials = ledger.sweeps.trials(sweep.id)
+            runs = [ledger.run(trial.run_id) for trial in trials]
+            used = ledger.sweeps.used_by_run(sweep.id, self._clock.now())
+            view = self._sweep(ledger, sweep, trials)
+        shown = {run.id: run for run in self._views.runs(runs)}
+        return SweepDetail(
+            sweep=view,
+            spec=sweep.spec,
+            trials=[self._trial(sweep, trial, shown[trial.run_id], used[trial.run_id]) for trial in trials],
+            rungs=_rungs(sweep),
+            links=self._links(sweep, trials),
+        )
+
+    def _sweep(self, ledger: Transaction, sweep: SweepRecord, trials: Sequence[TrialRecord]) -> SweepView:
+        spec = sweep.spec
+        best = next(iter(standings(trials, spec.objective, spec.repeat)), None)
+        first = next((t for t in trials if best is not None and t.number == best.trials[0]), None)
+        used = ledger.sweeps.used(sweep.id, self._clock.now())
+        points = 1 + max((trial.point for trial in trials), default=-1)
+        return SweepView(
+            id=sweep.id,
+            name=spec.name,
+            experiment=spec.base.experiment,
+            state=sweep.state,
+            message=sweep.message,
+            metric=spec.objective.metric,
+            direction=spec.objective.direction,
+            counts=ledger.sweeps.count(sweep.id),
+            total=total_points(spec),
+            use=SweepUse(
+                trials=points,
+                seconds=used.seconds,
+                gpu_hours=used.gpu_seconds / HOUR_S,
+                kwh=_kwh(used),
+                cost=used.cost,
+            ),
+            best_trial=first.number if first else None,
+            best_value=best.value if best else None,
+            best_params=first.params if first else {},
+            created_at=sweep.created_at,
+            ended_at=sweep.ended_at,
+            user=sweep.user,
+        )
+
+    def _trial(self, sweep: SweepRecord, trial: TrialRecord, run: RunView, used: Used) -> TrialView:
+        value = trial.value
+        if value is None:
+            latest = self._spool.latest_many([trial.run_id], keys=[sweep.spec.objective.metric])
+            value = next((found for _, found in latest.get(trial.run_id, {}).values()), None)
+        return TrialView(
+            number=trial.number,
+            point=trial.point,
+            repeat=trial.repeat,
+            run_id=trial.run_id,
+            name=run.name,
+            params=trial.params,
+            state=trial.state,
+            run_state=run.state,
+            rung=trial.rung,
+            values=trial.values,
+            value=value,
+            step=run.step,
+            pool=run.pool,
+            node=run.node,
+            message=trial.message or run.message,
+            seconds=used.seconds,
+            gpu_seconds=used.gpu_seconds,
+            energy_kwh=_kwh(used),
+            cost=used.cost,
+            created_at=trial.created_at,
+            ended_at=trial.ended_at,
+        )
+
+    def _links(self, sweep: SweepRecord, trials: Sequence[TrialRecord]) -> dict[str, str]:
+        """MLflow's pages of the sweep and of its trials, the best first; those that MLflow knows."""
+        if not self._mlflow_url:
+            return {}
+        base, found = self._mlflow_url, {}
+        own = self._spool.mlflow_run(sweep.id)
+        if own is not None:
+            found["run"] = run_link(base, *own)
+        ranked = [n for s in standings(trials, sweep.spec.objective, sweep.spec.repeat) for n in s.trials]
+        by_number = {trial.number: trial for trial in trials}
+        ordered = [*ranked, *(trial.number for trial in trials if trial.number not in ranked)]
+        known = [self._spool.mlflow_run(by_number[number].run_id) for number in ordered[:_LINKED]]
+        runs = [one for one in known if one is not None]
+        if runs:
+            experiments = list(dict.fromkeys(experiment for experiment, _ in runs))
+            ids = [run_id for _, run_id in runs]
+            found["charts"] = charts_link(base, experiments[0], ids)
+            found["compare"] = compare_link(base, experiments, ids)
+        return found
+
+
+def _rungs(sweep: SweepRecord) -> list[int]:
+    spec = sweep.spec
+    if not spec.pruner.has_rungs or spec.max_steps is None:
+        return []
+    return [*rungs(spec.pruner, spec.max_steps)]
+
+
+def _kwh(used: Used) -> float | None:
+    return None if used.joules is None else used.joules / KWH_J

@@ -111,6 +111,8 @@ class Sweeps:
         return LOOK_S if live.must_be_watched else None
 
     def _follow(self, transaction: Transaction) -> None:
+        if not self._live:
+            return
         with self._news:
             self._changed |= transaction.runs_changed
         self._wake.set()

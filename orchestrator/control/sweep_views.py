@@ -79,6 +79,7 @@ class SweepViews:
                 gpu_hours=used.gpu_seconds / HOUR_S,
                 kwh=_kwh(used),
                 cost=used.cost,
+                currency=self._views.currency if used.cost is not None else None,
             ),
             best_trial=first.number if first else None,
             best_value=best,

@@ -59,6 +59,11 @@ class Views:
         latest = self._spool.latest_many(ids, keys=_KEYS)
         return [self._run(run, attempts.get(run.id), latest.get(run.id, {})) for run in runs]
 
+    @property
+    def currency(self) -> str | None:
+        """What costs are in; None without a tariff."""
+        return self._energy.currency
+
     def run(self, run: RunRecord) -> RunView:
         """One run."""
         return self.runs([run])[0]

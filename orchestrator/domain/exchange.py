@@ -28,7 +28,7 @@ def would_start(
         for grant in [grant for grant in room.grants if grant.run_id in gone]:
             room.give_back(grant)
             if grant.run_id not in desk.queue and not grant.stopping:
-                back[grant.run_id] = _waits_again(grant)
+                back[grant.run_id] = _waits_again(grant, desk.now)
     away = {start.waiting.run_id for start in desk.plan.starts}.difference(gone).union(placed)
     for one in back.values():
         desk.queue.add(one)
@@ -49,9 +49,12 @@ def would_start(
     return then.plan.starts
 
 
-def _waits_again(grant: Grant) -> Waiting:
-    shape = Shape((grant.demand,))
-    return Waiting(grant.run_id, grant.name, grant.order, grant.user, grant.experiment, shape, since=0.0)
+def _waits_again(grant: Grant, now: float) -> Waiting:
+    """Its limits and hours end when they would have: it may go before others as it did."""
+    shape, known = Shape((grant.demand,)), grant.ends is not None and not grant.estimated
+    lasts = max(0.0, grant.ends - now) if known and grant.ends is not None else None
+    who = grant.user, grant.experiment
+    return Waiting(grant.run_id, grant.name, grant.order, *who, shape, since=0.0, lasts=lasts)
 
 
 def still_promised(promised: Mapping[str, str], grants: Iterable[Grant]) -> dict[str, str]:

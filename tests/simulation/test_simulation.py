@@ -54,3 +54,9 @@ def test_promises_hold_and_every_run_comes_to_its_end(part: int) -> None:
             told = f"{events} events, {runs} runs, {attempts} attempts in {worlds} worlds, the last {seed}"
             print(f"part {part}: {told}, {passed:.0f} s", flush=True)
     assert runs > 20 * worlds
+
+
+@pytest.mark.parametrize("seed", [59])
+def test_worlds_in_which_a_promise_was_broken_once(seed: int) -> None:
+    """59: backfill that ends with its window made room, came back before the other, and made room again."""
+    simulate(seed, 600)

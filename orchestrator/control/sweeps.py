@@ -8,14 +8,15 @@ that goes on, with no trial twice and none lost.
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
 from orchestrator.clock import Clock
-from orchestrator.control.sweep_round import LiveSweep, SweepRound, Told
+from orchestrator.control.ids import new_id
+from orchestrator.control.live_sweep import LiveSweep, Told
+from orchestrator.control.sweep_round import SweepRound
 from orchestrator.domain.records import RunRecord
 from orchestrator.domain.sweeps import SweepRecord, SweepState
 from orchestrator.domain.transitions import cancel
@@ -28,7 +29,6 @@ from orchestrator.store.ledger import Ledger, Transaction
 
 log = logging.getLogger(__name__)
 
-_ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 LOOK_S = 2.0
 """How often a sweep is looked at whose budget, target or pruner depends on what runs are doing meanwhile."""
 _LATELY, _AGAIN = timedelta(hours=1), 5
@@ -152,7 +152,7 @@ class Sweeps:
 
     def _new(self, request: SweepRequest, digest: str) -> SweepRecord:
         return SweepRecord(
-            id="".join(secrets.choice(_ID_ALPHABET) for _ in range(8)),
+            id=new_id(),
             seq=0,
             key=request.key,
             spec=request.spec,

@@ -202,7 +202,8 @@ def _end(controller: Controller, run_id: str, number: int) -> None:
 
 def _planned(controller: Controller, fleet: Fleet) -> list[float]:
     """The same on empty nodes, without recording."""
-    empty = replace(fleet, nodes=tuple(replace(node, ray_id=f"new-{node.ray_id}") for node in fleet.nodes))
+    others = (replace(node, ray_id=f"new-{node.ray_id}", name=f"new-{node.name}") for node in fleet.nodes)
+    empty = replace(fleet, nodes=tuple(others))
     found = []
     for _ in range(10):
         began = time.perf_counter()

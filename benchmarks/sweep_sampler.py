@@ -56,9 +56,6 @@ def main() -> None:
 
 def search(task: tuple[str, int, int, int]) -> list[tuple[dict[str, Any], float]]:
     """One search: each point and its best val loss, in order."""
-    import torch
-
-    torch.set_num_threads(1)
     kind, seed, points, steps = task
     spec = SweepSpec.model_validate(
         {
@@ -116,7 +113,9 @@ def best_val(spec: SweepSpec, params: dict[str, Any], number: int) -> float:
         import contextlib
 
         with contextlib.redirect_stdout(nowhere):
-            training = Training(run.trainer, NullContext(Path(folder)), Path(folder))
+            outside = NullContext(Path(folder))
+            outside.cpus = 1
+            training = Training(run.trainer, outside, Path(folder))
             training.run()
     assert training.best is not None
     return training.best.val

@@ -206,11 +206,11 @@ def _used(stack: Stack) -> dict[tuple[int, float], tuple[str, float]]:
 
 def _part(command: str) -> str:
     for sign, part in (
+        ("mlflow.server", "MLflow"),
         ("orchestrator.cluster.supervisor", "ours: supervisor"),
         ("orchestrator.api", "ours: controller"),
         ("orchestrator.cluster.ray_gateway", "ours: Ray driver of the controller"),
         ("orchestrator.", "ours: other"),
-        ("mlflow", "MLflow"),
         ("gcs_server", "Ray: GCS"),
         ("raylet/raylet", "Ray: raylets"),
         ("runtime_env", "Ray: runtime environment agents"),

@@ -45,19 +45,21 @@ from orchestrator.messages import (
     SubmitRequest,
     Submitted,
     TagRequest,
+    TariffRequest,
+    TariffView,
     WhyView,
 )
 from orchestrator.messages import Problem as ProblemBody
-from orchestrator.messages_schedules import (
-    ComingView,
-    FireRequest,
-    FireView,
-    ScheduleDetail,
-    ScheduleRequest,
-    ScheduleView,
-)
+from orchestrator.spec.tariff import TariffSpec
 
 if TYPE_CHECKING:
+    from orchestrator.messages_schedules import (
+        ComingView,
+        FireView,
+        ScheduleDetail,
+        ScheduleRequest,
+        ScheduleView,
+    )
     from orchestrator.messages_sweeps import (
         ExtendRequest,
         SweepDetail,
@@ -245,6 +247,14 @@ class Client:
         """Set a limit, or take it away."""
         return self._one(LimitsView, "PUT", "/v1/limits", body=request)
 
+    def tariff(self) -> TariffView:
+        """What electricity costs."""
+        return self._one(TariffView, "GET", "/v1/tariff")
+
+    def set_tariff(self, spec: TariffSpec | None) -> TariffView:
+        """Set the tariff, or take it away with None."""
+        return self._one(TariffView, "PUT", "/v1/tariff", body=TariffRequest(tariff=spec))
+
     def notify_targets(self) -> list[NotifyView]:
         """Who is told of what happens, with addresses masked."""
         return self._many(NotifyView, "/v1/notify")
@@ -350,38 +360,56 @@ class Client:
 
     def add_schedule(self, request: ScheduleRequest) -> ScheduleView:
         """Have a schedule accepted; the same key is the same schedule."""
+        from orchestrator.messages_schedules import ScheduleView
+
         return self._one(ScheduleView, "POST", "/v1/schedules", body=request)
 
     def schedules(self, *, ended: bool = False) -> list[ScheduleView]:
         """Schedules, oldest first; with `ended` also those that never fire again by themselves."""
+        from orchestrator.messages_schedules import ScheduleView
+
         return self._many(ScheduleView, "/v1/schedules", {"ended": ended})
 
     def schedule(self, ref: str) -> ScheduleDetail:
         """Everything about one schedule. `ref` is an id, a unique prefix of one, or a name."""
+        from orchestrator.messages_schedules import ScheduleDetail
+
         return self._one(ScheduleDetail, "GET", _schedule_path(ref))
 
     def fires(self, ref: str, limit: int = 50) -> list[FireView]:
         """What became of a schedule's due times, newest first."""
+        from orchestrator.messages_schedules import FireView
+
         return self._many(FireView, _schedule_path(ref, "fires"), {"limit": limit})
 
     def coming_fires(self, ref: str | None = None, limit: int = 10) -> list[ComingView]:
         """Due times that are still to come, of one schedule or of all, in their order."""
+        from orchestrator.messages_schedules import ComingView
+
         return self._many(ComingView, "/v1/coming", {"ref": ref, "limit": limit})
 
     def pause_schedule(self, ref: str) -> ScheduleView:
         """No due time counts until it is resumed; what has fired goes on."""
+        from orchestrator.messages_schedules import ScheduleView
+
         return self._one(ScheduleView, "POST", _schedule_path(ref, "pause"))
 
     def resume_schedule(self, ref: str) -> ScheduleView:
         """Due times count from now on."""
+        from orchestrator.messages_schedules import ScheduleView
+
         return self._one(ScheduleView, "POST", _schedule_path(ref, "resume"))
 
     def remove_schedule(self, ref: str) -> ScheduleView:
         """It never fires again; what it has created goes on."""
+        from orchestrator.messages_schedules import ScheduleView
+
         return self._one(ScheduleView, "DELETE", _schedule_path(ref))
 
     def fire(self, ref: str, key: str) -> FireView:
         """Fire now; the same key is the same fire. ConflictError where earlier work forbids it."""
+        from orchestrator.messages_schedules import FireRequest, FireView
+
         return self._one(FireView, "POST", _schedule_path(ref, "fires"), body=FireRequest(key=key))
 
     # ------------------------------------------------------------------ cluster

@@ -12,6 +12,7 @@ from orchestrator.domain.energy import EnergySource
 from orchestrator.domain.notice import USUAL, NoticeKind
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.spec.models import RunSpec, Variant
+from orchestrator.spec.tariff import TariffSpec
 
 
 class Message(BaseModel):
@@ -314,6 +315,22 @@ class LimitsView(Message):
 
     pools: dict[str, int] = Field(default_factory=dict)
     experiments: dict[str, int] = Field(default_factory=dict)
+
+
+class TariffRequest(Message):
+    """The tariff to set; None takes it away."""
+
+    tariff: TariffSpec | None = None
+
+
+class TariffView(Message):
+    """What electricity costs."""
+
+    tariff: TariffSpec | None = None
+    price: float | None = None
+    """Of a kWh now."""
+    until: datetime | None = None
+    """When that changes, where it does so within a week."""
 
 
 class NotifyRequest(Message):

@@ -5,20 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from orchestrator.domain.schedules import CatchUp, FireState, Overlap, ScheduleState
+from orchestrator.messages import Message
 from orchestrator.spec.models import RunSpec
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.spec.values import Name
 from orchestrator.spec.window import CronText, TimeText, ZoneName
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ScheduleRequest(_Message):
+class ScheduleRequest(Message):
     """Accept a schedule. The same key is the same schedule."""
 
     key: str = Field(min_length=1, max_length=200)
@@ -56,13 +53,13 @@ class ScheduleRequest(_Message):
         return self
 
 
-class FireRequest(_Message):
+class FireRequest(Message):
     """Fire now. The same key is the same fire."""
 
     key: str = Field(min_length=1, max_length=64)
 
 
-class FireView(_Message):
+class FireView(Message):
     """What became of a due time, or of several in a row that were missed."""
 
     schedule: str
@@ -85,7 +82,7 @@ class FireView(_Message):
     decided_at: datetime
 
 
-class ComingView(_Message):
+class ComingView(Message):
     """A due time that is still to come."""
 
     schedule: str
@@ -100,7 +97,7 @@ class ComingView(_Message):
     """When that ends."""
 
 
-class ScheduleView(_Message):
+class ScheduleView(Message):
     """A schedule as a list shows it."""
 
     id: str
@@ -126,7 +123,7 @@ class ScheduleView(_Message):
     ended_at: datetime | None = None
 
 
-class ScheduleDetail(_Message):
+class ScheduleDetail(Message):
     """Everything about one schedule."""
 
     schedule: ScheduleView

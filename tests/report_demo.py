@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.analysis.report import Axis, Entry, Kept, Report
 from orchestrator.analysis.report.curves import best_of, curve, trained
+from orchestrator.domain.energy import EnergySource
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.domain.sweeps import SweepState, TrialState
 from orchestrator.messages import AttemptView, CheckpointView, PointView
@@ -156,7 +157,8 @@ def _entry(number: int, chance: random.Random, slots: list[_Slot], points: int) 
     line = curve(values, attempts)
     best = best_of(line, True)
     seconds = trained(attempts, NIGHT)
-    kwh = sum(_kwh(one) for one in attempts)
+    attempts = [one.model_copy(update=_energy(one)) for one in attempts]
+    kwh = sum(one.energy_kwh or 0.0 for one in attempts)
     return Entry(
         run_id=run_id,
         name=f"night-search-{number}",
@@ -174,11 +176,13 @@ def _entry(number: int, chance: random.Random, slots: list[_Slot], points: int) 
     )
 
 
-def _kwh(attempt: AttemptView) -> float:
+def _energy(attempt: AttemptView) -> dict[str, Any]:
     assert attempt.started_at is not None
     assert attempt.ended_at is not None
     watts = 210 if attempt.node == "gaming-pc" else 38
-    return watts * (attempt.ended_at - attempt.started_at).total_seconds() / 3.6e6
+    kwh = watts * (attempt.ended_at - attempt.started_at).total_seconds() / 3.6e6
+    source = EnergySource.MEASURED if attempt.node == "gaming-pc" else EnergySource.ESTIMATED
+    return {"energy_kwh": kwh, "energy_source": source, "cost": kwh * 0.32}
 
 
 def _attempts(
@@ -345,5 +349,14 @@ def checkpoint(entry: Entry) -> CheckpointView:
 
 def without_energy(report: Report) -> Report:
     """The same sweep on machines that do not tell what they use."""
-    bare = tuple(replace(entry, energy_kwh=None, cost=None) for entry in report.entries)
-    return replace(report, entries=bare)
+    nothing = {"energy_kwh": None, "energy_source": None, "cost": None}
+    bare = [
+        replace(
+            entry,
+            energy_kwh=None,
+            cost=None,
+            attempts=tuple(one.model_copy(update=nothing) for one in entry.attempts),
+        )
+        for entry in report.entries
+    ]
+    return replace(report, entries=tuple(bare))

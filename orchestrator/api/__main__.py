@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from orchestrator.api.app import create_app
+from orchestrator.cluster.calm_server import CalmServer
 from orchestrator.cluster.gateway import RayGateway
 from orchestrator.control.config import ControllerConfig
 from orchestrator.control.controller import Controller
@@ -18,16 +18,6 @@ from orchestrator.domain.admission import GRACE_S
 from orchestrator.domain.rivalry import REST_S
 from orchestrator.errors import OrchError, SetupError
 from orchestrator.settings import Home, home, seconds
-
-_TICK_S = 0.5
-
-
-class _CalmServer(uvicorn.Server):
-    """Looks twice a second whether it is to end. uvicorn looks ten times: half of what idling costs."""
-
-    async def main_loop(self) -> None:
-        while not await self.on_tick(0):
-            await asyncio.sleep(_TICK_S)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,7 +49,7 @@ def serve(options: argparse.Namespace, state: Home) -> None:
     gateway.start()
     controller = Controller(config, gateway)
     app = create_app(controller, _token(state.token_file), cluster_id=controller.store_id)
-    server = _CalmServer(
+    server = CalmServer(
         uvicorn.Config(app, host=options.host, port=options.port, log_level="warning", access_log=False)
     )
     server.run()

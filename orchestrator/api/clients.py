@@ -31,6 +31,8 @@ from orchestrator.messages import (
     SubmitRequest,
     Submitted,
     TagRequest,
+    TariffRequest,
+    TariffView,
     WhyView,
 )
 
@@ -117,6 +119,18 @@ def limits(request: Request) -> LimitsView:
 def set_limit(request: Request, body: LimitRequest) -> LimitsView:
     """Set a limit, or take it away."""
     return controller(request).service.set_limit(body)
+
+
+@router.get("/tariff")
+def tariff(request: Request) -> TariffView:
+    """What electricity costs."""
+    return controller(request).tariff()
+
+
+@router.put("/tariff")
+def set_tariff(request: Request, body: TariffRequest) -> TariffView:
+    """Set the tariff, or take it away."""
+    return controller(request).set_tariff(body.tariff)
 
 
 @router.get("/notify")

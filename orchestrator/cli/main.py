@@ -26,6 +26,7 @@ from orchestrator.cli import (
     schedules,
     spec,
     sweeps,
+    tariff,
     top,
     views,
 )
@@ -81,6 +82,7 @@ for topic in (
     machines,
     owner,
     notify,
+    tariff,
     garbage,
     demo,
     spec,

@@ -7,11 +7,10 @@ counted. All texts that come from elsewhere are made printable.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
@@ -20,6 +19,7 @@ from orchestrator.cli import render
 from orchestrator.cli.nodes import state_word
 from orchestrator.cli.plot import render_curve
 from orchestrator.cli.render import Cell, Column
+from orchestrator.cli.sections import Section, bar, sparkline, stacked
 from orchestrator.domain.states import RunState
 from orchestrator.messages import GpuView, Health, PointView
 from orchestrator.messages_schedules import ComingView
@@ -38,10 +38,7 @@ TWO_COLUMNS = 150
 """Cells from which on sections stand side by side."""
 _BETWEEN = 3
 _LEFT_SHARE = 0.54
-_BLOCKS = "▁▂▃▄▅▆▇█"
 _MARK = "●"
-_BEGIN = 8
-"""The first part of a curve, one of so many, does not stretch its scale: losses fall from far above."""
 _LOSS = "train/loss"
 _CHART = 6
 """Lines of a large curve, at least, without the"""
@@ -50,104 +47,6 @@ _AROUND = 4
 _HIGHEST = 12
 _CHARTED = 8
 """Values from which on a curve is drawn large."""
-_FEW = 2
-"""With so few lines, what is cut is not counted: the heading says how many there are."""
-Rows = Callable[[int], list[list[Cell]]]
-"""Rows of a section with bars, or curves, of so many cells."""
-
-
-def sparkline(values: Sequence[float], cells: int) -> str:
-    """A curve in at most `cells` block elements: of more values than that, means of neighbours.
-
-    The scale is that of all but the first eighth; what is above it there is drawn at the top.
-    """
-    values = [value for value in values if math.isfinite(value)]
-    if not values or cells < 1:
-        return ""
-    parts = min(cells, len(values))
-    edges = [index * len(values) // parts for index in range(parts + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    scaled = means[len(means) // _BEGIN :]
-    low, high = min(means), max(scaled)
-    if high <= low:
-        return _BLOCKS[3] * len(means)
-    return "".join(_BLOCKS[min(7, int(8 * (value - low) / (high - low)))] for value in means)
-
-
-def bar(used: float, total: float, cells: int, style: str = "cyan") -> Text:
-    """A part of a whole, in half cells; something shows as soon as something is used."""
-    share = min(1.0, max(0.0, used / total)) if total > 0 else 0.0
-    halves = max(int(share > 0 and cells > 0), math.floor(2 * cells * share))
-    done = "━" * (halves // 2) + "╸" * (halves % 2)
-    return Text.assemble((done, style), ("─" * (cells - len(done)), "bright_black"))
-
-
-@dataclass(frozen=True)
-class Section:
-    """Rows under a heading."""
-
-    columns: Sequence[Column]
-    rows: Rows
-    total: int
-    """Rows that there are, which may be more than are here."""
-    least: int
-    """Rows that it keeps while others can be cut."""
-    rank: int
-    """Sections of a lower one are cut first."""
-    bars: tuple[int, int, int] = (0, 0, 0)
-    """Of bars and curves: how many stand in a row, and the cells of each, at least and at most."""
-
-    @property
-    def wanted(self) -> int:
-        """Lines below the heading that it can fill."""
-        return min(self.total, len(self.rows(0)) + 1)
-
-    def lines(self, width: int, count: int) -> list[Text]:
-        """The heading and at most `count` more lines; where rows are cut, the last line counts them."""
-        rows = self._fitted(width)[:count]
-        if self.total > count > _FEW:
-            rows = [*rows[: count - 1], [Text(f"… {self.total - count + 1} more", "dim")]]
-        heading, *lines = render.table(self.columns, rows, width).split("\n", allow_blank=True)
-        heading.stylize("not bold dim")
-        heading.stylize("bold cyan not dim", 0, len(self.columns[0].title))
-        return [render.fit(line, width) for line in (heading, *lines)]
-
-    def _fitted(self, width: int) -> list[list[Cell]]:
-        number, least, most = self.bars
-        if not number:
-            return self.rows(0)
-        bare = [row for row in self.rows(0) if len(row) == len(self.columns)]
-        cells: list[list[Cell]] = [[column.title for column in self.columns], *bare]
-        natural = sum(max(_cells(row[i]) for row in cells) for i in range(len(self.columns)))
-        spare = width - natural - render.GAP * (len(self.columns) - 1) - number
-        return self.rows(max(least, min(most, spare // number)))
-
-
-def _cells(cell: Cell) -> int:
-    return (cell if isinstance(cell, Text) else Text(render.one_line(cell))).cell_len
-
-
-def heights(sections: Sequence[Section], room: int) -> list[int]:
-    """Lines of each section below its heading, so that all of them take at most `room`; 0: not shown."""
-    counts = [section.wanted for section in sections]
-    order = sorted(range(len(sections)), key=lambda index: sections[index].rank)
-    while sum(1 + count for count in counts if count) > room:
-        cut = next((i for i in order if counts[i] > min(sections[i].least, sections[i].total)), None)
-        if cut is not None:
-            counts[cut] -= 1
-        else:
-            first, *others = [i for i in order if counts[i]]
-            counts[first] = 0 if others else max(0, room - 1)
-    return counts
-
-
-def _stacked(sections: Sequence[Section], width: int, room: int) -> list[Text]:
-    """The sections one below the other, with a blank line between two where there is room for that."""
-    counts = heights(sections, room)
-    shown = [(section, count) for section, count in zip(sections, counts, strict=True) if count]
-    free = room - sum(1 + count for _, count in shown)
-    gap = [Text(" " * width)] if free >= len(shown) else []
-    return [line for section, count in shown for line in (*gap, *section.lines(width, count))]
 
 
 # ---- the sections
@@ -254,14 +153,11 @@ def _waiting(view: TopView, width: int, now: datetime) -> Section:
 
 
 def _waiting_row(one: TopWaiting, users: bool, now: datetime) -> list[Cell]:
-    held = "dim" if one.held else STATE_OF_WAITING
+    held = "dim" if one.held else render.STATE_STYLES["queued"]
     name = Text.assemble((f"{_MARK} ", held), render.one_line(one.name))
     why = Text(render.one_line(one.why), "dim") if one.why else Text("it starts in a moment", "green")
     waited = render.coarse(max(0.0, (now - one.since).total_seconds()))
     return [name, *([one.user] if users else []), waited, _from(one, now), why]
-
-
-STATE_OF_WAITING = render.STATE_STYLES["queued"]
 
 
 def _from(one: TopWaiting, now: datetime) -> str:
@@ -432,8 +328,8 @@ def _body(view: TopView, width: int, room: int, now: datetime) -> list[Text]:
     running, sweeps = _running(view, left), _sweeps(view, left)
     others = [_waiting(view, right, now), _machines(view, right)]
     if not two:
-        return _stacked([running, *others, sweeps, _fires(view, now)], width, room)
-    columns = _stacked([running, sweeps], left, room), _stacked([*others, _fires(view, now)], right, room)
+        return stacked([running, *others, sweeps, _fires(view, now)], width, room)
+    columns = stacked([running, sweeps], left, room), stacked([*others, _fires(view, now)], right, room)
     columns[0].extend(_charts(view, left, room - len(columns[0])))
     pairs = zip_longest(*columns)
     blank = Text(" " * left), Text(" " * right)

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Pause before start number 2, 3, … in a row."""
 STARTING_PROBE_S: Final = 0.2
-READY_PROBE_S: Final = 5.0
+READY_PROBE_S: Final = 10.0
 NEED_PROBE_S: Final = 0.5
 STEADY_S: Final = 60.0
 """A service that was ready for this long begins again with the shortest pause."""

@@ -18,7 +18,7 @@ from orchestrator.settings import Home
 
 log = logging.getLogger(__name__)
 
-PERIOD_S: Final = 5.0
+PERIOD_S: Final = 10.0
 LOST_S: Final = 30.0
 """A node that runs here but is missing there for this long is started again."""
 
@@ -68,11 +68,12 @@ class Membership:
         """Names of living nodes; None where nobody knows at the moment."""
         try:
             token = self._home.token_file.read_text().strip()
-            health = get_json(f"{self._config.controller_url}/v1/health", token)
-            if not health.get("ray_connected"):
-                return None
             nodes = get_json(f"{self._config.controller_url}/v1/nodes", token)
-            return {node["name"] for node in nodes if node["state"] == "ready"}
+            ready = {node["name"] for node in nodes if node["state"] == "ready"}
+            if ready.issuperset(node.name for node in self._config.nodes):
+                return ready
+            health = get_json(f"{self._config.controller_url}/v1/health", token)
+            return ready if health.get("ray_connected") else None
         except (OSError, UnavailableError) as error:
             log.debug("nobody says which nodes are alive: %s", error)
             return None

@@ -44,7 +44,8 @@ def mlflow_command(root: Path, host: str, port: int) -> tuple[list[str], dict[st
     settings = {**_SETTINGS, "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(_allowed_hosts(host))}
     if _version() != _DIRECT_VERSION:
         options = ["--backend-store-uri", database, "--artifacts-destination", artifacts, "--workers", "1"]
-        return [sys.executable, "-m", "mlflow", "server", *options, *_address(host, port)], settings
+        address = ["--host", host, "--port", str(port)]
+        return [sys.executable, "-m", "mlflow", "server", *options, *address], settings
     internal = {
         "_MLFLOW_SERVER_FILE_STORE": database,
         "_MLFLOW_SERVER_REGISTRY_STORE": database,
@@ -54,7 +55,7 @@ def mlflow_command(root: Path, host: str, port: int) -> tuple[list[str], dict[st
         "_MLFLOW_SERVER_BOOT_ID": uuid.uuid4().hex,
         "_MLFLOW_SGI_NAME": "uvicorn",
     }
-    argv = [sys.executable, "-m", "uvicorn", *_address(host, port), "--log-level", "warning"]
+    argv = [sys.executable, "-P", "-m", "orchestrator.cluster.calm_server", host, str(port)]
     return [*argv, "mlflow.server.fastapi_app:app"], {**settings, **internal}
 
 
@@ -125,10 +126,6 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _database(root: Path) -> Path:
     return root.absolute() / "mlflow.db"
-
-
-def _address(host: str, port: int) -> list[str]:
-    return ["--host", host, "--port", str(port)]
 
 
 def _allowed_hosts(host: str) -> list[str]:

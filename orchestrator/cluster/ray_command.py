@@ -53,6 +53,11 @@ _QUIET: Final = {
     "RAY_gcs_pull_resource_loads_period_milliseconds": "30000",
     "RAY_debug_dump_period_milliseconds": "600000",
     "RAY_event_stats": "false",
+    # What its dashboard and its metrics would show; and whether an event loop answers, of which nobody asks.
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_report_worker_backlog_interval_ms": "10000",
+    "RAY_io_context_monitor_probe_interval_ms": "10000",
+    "RAY_object_manager_rpc_threads_num": "1",
 }
 _FAST: Final = {
     # On one machine nothing can be slow but the machine itself. A killed raylet is refused connections at

@@ -66,6 +66,7 @@ class Supervisor:
                 self._reload()
             for keeper in self._keepers.values():
                 self._keep(keeper)
+            self._save()
             self._bound_logs()
             calm = all(keeper.record.phase is ServicePhase.READY for keeper in self._keepers.values())
             stop.wait(CALM_TICK_S if calm else BUSY_TICK_S)
@@ -79,8 +80,9 @@ class Supervisor:
         if node and min(keeper.ready_for_s(), self._membership.lost_for_s(node)) > LOST_S:
             self._membership.forget(node)
             keeper.replace("Ray does not count it among its nodes any more")
-        # A session that was started is written down at once: the next supervisor must know it.
-        self._save(force=keeper.record.leader != before)
+        if keeper.record.leader != before:
+            # A session that was started is written down at once: the next supervisor must know it.
+            self._save(force=True)
 
     def _reload(self) -> None:
         try:

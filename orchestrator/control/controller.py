@@ -52,6 +52,7 @@ from orchestrator.control.wording import Wording
 from orchestrator.domain.notice import NoticeKind
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.sweeps import SweepRecord
+from orchestrator.messages import TariffView
 from orchestrator.notify import texts
 from orchestrator.notify.sending import Sender
 from orchestrator.notify.targets import TargetFile
@@ -309,11 +310,17 @@ class Controller:
         self.scheduling.draining = True
         return self.service.shut_down()
 
-    def set_tariff(self, spec: TariffSpec | None) -> None:
+    def tariff(self) -> TariffView:
+        """What electricity costs, and what now."""
+        return self.tariffs.view(self._clock.now())
+
+    def set_tariff(self, spec: TariffSpec | None) -> TariffView:
         """Put another tariff in place of the present one; None: none."""
         self.tariffs.set(spec)
         self.board.tariff_changed()
+        self.scheduling.forget_shown()
         self.wake()
+        return self.tariff()
 
     def wake(self) -> None:
         """Something changed: let the loop look now."""

@@ -17,7 +17,7 @@ from orchestrator.domain import gang
 from orchestrator.domain.limits import describe, exhausted
 from orchestrator.domain.records import AttemptRecord, RankEnd, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, Phase, RunState, Then
-from orchestrator.domain.transitions import after_attempt, expire, reach
+from orchestrator.domain.transitions import after_attempt, after_left_attempt, expire, reach
 from orchestrator.errors import OrchError
 from orchestrator.messages import Outcome, Point
 from orchestrator.store.checkpoints import checkpoints
@@ -87,7 +87,7 @@ class Outcomes:
                     run, attempt, outcome.reason, message, now, committed=committed, share=share
                 )
                 self._save(ledger, run)
-            elif run is not before:
+            elif (run := after_left_attempt(run, attempt, outcome.reason)) != before:
                 ledger.save_run(run)
             left = [a.number for a in ledger.attempts(run_id) if a.abandoned]
         self._live.forget(run_id, number)

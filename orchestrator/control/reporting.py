@@ -180,6 +180,7 @@ class Reporting:
             metrics=shown,
             comparison=comparison,
             links=links,
+            currency=next((d.run.currency for d in details if d.run.currency), ""),
             version=__version__,
         )
         return replace(report, kept=self._kept(report))
@@ -213,6 +214,8 @@ class Reporting:
             seconds=trained(attempts, self._clock.now()),
             attempts=attempts,
             curves=curves,
+            energy_kwh=run.energy_kwh,
+            cost=run.cost,
         )
 
     # ------------------------------------------------------------------ the best checkpoint

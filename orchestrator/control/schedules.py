@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -11,6 +10,7 @@ from itertools import islice
 
 from orchestrator.clock import Clock
 from orchestrator.control.firing import Firing, Rule
+from orchestrator.control.ids import new_id
 from orchestrator.control.schedule_views import coming_view, fire_view, schedule_view
 from orchestrator.domain.schedule_window import windowed
 from orchestrator.domain.schedules import (
@@ -35,7 +35,6 @@ from orchestrator.spec.sweep import SweepSpec
 from orchestrator.store.ledger import Ledger, Transaction
 from orchestrator.store.schedule_book import OPEN
 
-_ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 _SHOWN = 10
 """Fires that `show` tells of, in each direction."""
 
@@ -219,7 +218,7 @@ def _new(request: ScheduleRequest, now: datetime) -> ScheduleRecord:
     if request.until is not None:
         spec = windowed(spec, request.cron, at, request.until, request.tz)
     schedule = ScheduleRecord(
-        id="".join(secrets.choice(_ID_ALPHABET) for _ in range(8)),
+        id=new_id(),
         seq=0,
         key=request.key,
         name=request.name,

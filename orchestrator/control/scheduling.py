@@ -12,6 +12,7 @@ from orchestrator.control.board import Board
 from orchestrator.control.estimates import Estimates
 from orchestrator.control.fleet import Fleet
 from orchestrator.domain.demand import Demand
+from orchestrator.domain.exchange import still_promised
 from orchestrator.domain.planner import Desk, Limits, Start, plan
 from orchestrator.domain.queue import Waiting
 from orchestrator.domain.records import AttemptRecord, Member, RunRecord
@@ -44,6 +45,8 @@ class Scheduling:
         self._rest_s = rest_s
         self._coming: dict[str, Grant] = {}
         """Places of runs that save elsewhere in order to go there."""
+        self._promised: dict[str, str] = {}
+        """Runs that make room, and the runs that get their places."""
         self._taken: dict[tuple[str, int], tuple[Waiting, RunRecord, AttemptRecord | None]] = {}
         """Runs that were asked about lately, with their last attempts."""
         self._shown: tuple[float, Fleet, Desk] | None = None
@@ -92,8 +95,17 @@ class Scheduling:
 
     def _desk(self, fleet: Fleet) -> Desk:
         now = self._clock.now().timestamp()
-        rooms = rooms_of(fleet.nodes, self._board.grants())
-        return plan(self._board.queue, rooms, self.limits(), now, self._still_coming(), takes=self._takes)
+        grants = self._board.grants()
+        self._promised = still_promised(self._promised, grants)
+        return plan(
+            self._board.queue,
+            rooms_of(fleet.nodes, grants),
+            self.limits(),
+            now,
+            self._still_coming(),
+            takes=self._takes,
+            first=set(self._promised.values()),
+        )
 
     def _still_coming(self) -> list[Grant]:
         saving = {attempt.run_id for attempt in self._board.open_attempts()}
@@ -156,6 +168,7 @@ class Scheduling:
             return
         first = eviction.goes_first
         ledger.save_run(ordered)
+        self._promised[victim.id] = first.run_id
         text = f"saves and makes room for {first.name} ({first.run_id}), which goes first"
         ledger.add_event(victim.id, self._clock.now(), "preempted", text)
 

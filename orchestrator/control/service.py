@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
@@ -11,6 +10,7 @@ from orchestrator.contract import DATASET_FILE
 from orchestrator.control.energy import EnergyBook
 from orchestrator.control.estimates import Estimates
 from orchestrator.control.fleet import FleetWatcher
+from orchestrator.control.ids import new_id
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.origin import Origin, resolve_origin
@@ -42,8 +42,6 @@ from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.spool import Spool
 from orchestrator.tracking.links import charts_link, compare_link
-
-_ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 
 
 class Service:
@@ -108,7 +106,7 @@ class Service:
 
     def _new_run(self, request: SubmitRequest, digest: str, origin: Origin) -> RunRecord:
         return RunRecord(
-            id="".join(secrets.choice(_ID_ALPHABET) for _ in range(8)),
+            id=new_id(),
             seq=0,
             key=request.key,
             spec=request.spec,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from orchestrator.clock import Clock
+from orchestrator.control.ids import new_id
+from orchestrator.control.live_sweep import LiveSweep, Searching, Told
 from orchestrator.control.measured import OWN_METRICS
 from orchestrator.control.origin import Origin
 from orchestrator.domain import trials as judging
@@ -24,109 +25,7 @@ from orchestrator.spec.models import RunSpec
 from orchestrator.store.ledger import Ledger, Transaction
 from orchestrator.store.spool import Spool
 
-_ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 _MOST_POINTS = 1_000_000
-
-
-class Suggested(Protocol):
-    """A point that a sampler chose."""
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """Value of each parameter, by its path in the spec."""
-        ...
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        """What the sampler wants to find again."""
-        ...
-
-
-class Searching(Protocol):
-    """Chooses points; what it knows comes from the trials."""
-
-    def ask(self, history: Sequence[TrialRecord], point: int) -> Suggested | None:
-        """The next point; None where all have been tried."""
-        ...
-
-
-class Told(Protocol):
-    """Who hears of sweeps. Repeating a word changes nothing."""
-
-    def created(self, sweep: SweepRecord) -> None:
-        """It was accepted."""
-        ...
-
-    def again(self, live: LiveSweep) -> None:
-        """The controller has begun anew: what was to be said before may not have been."""
-        ...
-
-    def changed(self, sweep: SweepRecord) -> None:
-        """It was paused, resumed or extended."""
-        ...
-
-    def trial_begun(self, sweep: SweepRecord, trial: TrialRecord, run: RunRecord) -> None:
-        """A trial and its run were recorded."""
-        ...
-
-    def trials_ended(self, live: LiveSweep, ended: Sequence[TrialRecord]) -> None:
-        """Trials have come to their ends."""
-        ...
-
-    def runs_ended(self, runs: Iterable[RunRecord]) -> None:
-        """Runs were ended while they waited."""
-        ...
-
-    def ended(self, sweep: SweepRecord) -> None:
-        """It has come to its end."""
-        ...
-
-
-@dataclass
-class LiveSweep:
-    """A sweep and its trials as the ledger has them, and what is known of their runs."""
-
-    sweep: SweepRecord
-    search: Searching
-    trials: dict[int, TrialRecord] = field(default_factory=dict)
-    runs: dict[str, RunRecord] = field(default_factory=dict)
-    """Runs of trials that have not ended."""
-    exhausted: bool = False
-    """The sampler has no more points."""
-    stale: bool = False
-    """It may differ from the ledger."""
-
-    @property
-    def open(self) -> list[TrialRecord]:
-        """Trials that have not ended, by number."""
-        return [trial for trial in self.trials.values() if not trial.state.final]
-
-    @property
-    def history(self) -> list[TrialRecord]:
-        """All trials by number."""
-        return list(self.trials.values())
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing can happen to it any more by itself."""
-        return self.sweep.state.final and not self.runs
-
-    @property
-    def must_be_watched(self) -> bool:
-        """Whether what runs do meanwhile can end it or its trials."""
-        budget, spec = self.sweep.spec.budget, self.sweep.spec
-        timed = (budget.duration, budget.gpu_hours, budget.kwh)
-        return bool(self.runs) and (any(timed) or spec.pruner.kind == "median")
-
-    @property
-    def points(self) -> int:
-        """Points that were tried."""
-        return 1 + max((trial.point for trial in self.trials.values()), default=-1)
-
-    @property
-    def max_steps(self) -> int | None:
-        """Steps of a whole trial, where that is known."""
-        return self.sweep.spec.max_steps
 
 
 class SweepRound:
@@ -377,7 +276,7 @@ class SweepRound:
     def _run(self, live: LiveSweep, spec: RunSpec, number: int) -> RunRecord:
         sweep, origin = live.sweep, self._origin(spec.resume_from)
         return RunRecord(
-            id="".join(secrets.choice(_ID_ALPHABET) for _ in range(8)),
+            id=new_id(),
             seq=0,
             key=f"sweep/{sweep.id}/{number}",
             spec=spec,

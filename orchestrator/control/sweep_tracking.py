@@ -8,7 +8,7 @@ from datetime import datetime
 import yaml
 
 from orchestrator.clock import Clock
-from orchestrator.control.sweep_round import LiveSweep
+from orchestrator.control.live_sweep import LiveSweep
 from orchestrator.control.tracking import Tracking
 from orchestrator.domain.records import RunRecord
 from orchestrator.domain.sweeps import SweepRecord, SweepState, TrialRecord, TrialState

@@ -35,12 +35,12 @@ class SweepViews:
         """Sweeps, newest first."""
         with self._ledger.read() as ledger:
             found = ledger.sweeps.all(states=states, limit=limit)
-            return [self._sweep(ledger, sweep, ledger.sweeps.trials(sweep.id)) for sweep in found]
+            return [self._sweep(ledger, sweep) for sweep in found]
 
     def sweep(self, sweep: SweepRecord) -> SweepView:
         """One sweep."""
         with self._ledger.read() as ledger:
-            return self._sweep(ledger, sweep, ledger.sweeps.trials(sweep.id))
+            return self._sweep(ledger, sweep)
 
     def detail(self, ref: str) -> SweepDetail:
         """Everything about one sweep."""
@@ -49,7 +49,7 @@ class SweepViews:
             trials = ledger.sweeps.trials(sweep.id)
             runs = [ledger.run(trial.run_id) for trial in trials]
             used = ledger.sweeps.used_by_run(sweep.id, self._clock.now())
-            view = self._sweep(ledger, sweep, trials)
+            view = self._sweep(ledger, sweep)
         shown = {run.id: run for run in self._views.runs(runs)}
         return SweepDetail(
             sweep=view,
@@ -59,12 +59,10 @@ class SweepViews:
             links=self._links(sweep, trials),
         )
 
-    def _sweep(self, ledger: Transaction, sweep: SweepRecord, trials: Sequence[TrialRecord]) -> SweepView:
+    def _sweep(self, ledger: Transaction, sweep: SweepRecord) -> SweepView:
         spec = sweep.spec
-        best = next(iter(standings(trials, spec.objective, spec.repeat)), None)
-        first = next((t for t in trials if best is not None and t.number == best.trials[0]), None)
+        first, best = ledger.sweeps.best(sweep) or (None, None)
         used = ledger.sweeps.used(sweep.id, self._clock.now())
-        points = 1 + max((trial.point for trial in trials), default=-1)
         return SweepView(
             id=sweep.id,
             name=spec.name,
@@ -76,14 +74,15 @@ class SweepViews:
             counts=ledger.sweeps.count(sweep.id),
             total=total_points(spec),
             use=SweepUse(
-                trials=points,
+                trials=ledger.sweeps.points(sweep.id),
                 seconds=used.seconds,
                 gpu_hours=used.gpu_seconds / HOUR_S,
                 kwh=_kwh(used),
                 cost=used.cost,
+                currency=self._views.currency if used.cost is not None else None,
             ),
             best_trial=first.number if first else None,
-            best_value=best.value if best else None,
+            best_value=best,
             best_params=first.params if first else {},
             created_at=sweep.created_at,
             ended_at=sweep.ended_at,

@@ -8,14 +8,15 @@ that goes on, with no trial twice and none lost.
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
 from orchestrator.clock import Clock
-from orchestrator.control.sweep_round import LiveSweep, SweepRound, Told
+from orchestrator.control.ids import new_id
+from orchestrator.control.live_sweep import LiveSweep, Told
+from orchestrator.control.sweep_round import SweepRound
 from orchestrator.domain.records import RunRecord
 from orchestrator.domain.sweeps import SweepRecord, SweepState
 from orchestrator.domain.transitions import cancel
@@ -23,11 +24,11 @@ from orchestrator.errors import ConflictError, OrchError
 from orchestrator.messages_sweeps import ExtendRequest, SweepRequest, SweepSubmitted
 from orchestrator.spec.identity import sweep_hash
 from orchestrator.spec.sweep import SweepSpec
+from orchestrator.spec.sweep_loading import check_sweep
 from orchestrator.store.ledger import Ledger, Transaction
 
 log = logging.getLogger(__name__)
 
-_ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 LOOK_S = 2.0
 """How often a sweep is looked at whose budget, target or pruner depends on what runs are doing meanwhile."""
 _LATELY, _AGAIN = timedelta(hours=1), 5
@@ -110,6 +111,8 @@ class Sweeps:
         return LOOK_S if live.must_be_watched else None
 
     def _follow(self, transaction: Transaction) -> None:
+        if not self._live:
+            return
         with self._news:
             self._changed |= transaction.runs_changed
         self._wake.set()
@@ -125,8 +128,12 @@ class Sweeps:
         """Accept a sweep. On return it is on disk.
 
         The same key with the same spec is the same sweep; ConflictError where the key was used for another.
+        SpecError where not every trial would be accepted as a run.
         """
         digest = sweep_hash(request.spec)
+        with self._ledger.read() as reading:
+            if reading.sweeps.by_key(request.key) is None:
+                check_sweep(request.spec)  # takes up to a second
         with self._lock, self._ledger.begin() as ledger:
             known = ledger.sweeps.by_key(request.key)
             if known is None:
@@ -145,7 +152,7 @@ class Sweeps:
 
     def _new(self, request: SweepRequest, digest: str) -> SweepRecord:
         return SweepRecord(
-            id="".join(secrets.choice(_ID_ALPHABET) for _ in range(8)),
+            id=new_id(),
             seq=0,
             key=request.key,
             spec=request.spec,

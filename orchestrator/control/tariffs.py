@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from orchestrator.domain.tariff import Tariff, tariff_of
 from orchestrator.errors import SetupError
+from orchestrator.messages import TariffView
 from orchestrator.settings import write_private
 from orchestrator.spec.tariff import TariffSpec
 from orchestrator.store.posix import sync_folder
+
+_WEEK = timedelta(days=7)
 
 
 class TariffBook:
@@ -32,6 +36,16 @@ class TariffBook:
     def tariff(self) -> Tariff | None:
         """The same, to ask for prices."""
         return self._tariff
+
+    def view(self, now: datetime) -> TariffView:
+        """The tariff, the price now, and until when that holds."""
+        tariff = self._tariff
+        if tariff is None:
+            return TariffView()
+        price = tariff.price(now)
+        pieces = tariff.pieces(now, now + _WEEK)
+        until = next((since for since, _, other in pieces if other != price), None)
+        return TariffView(tariff=self._spec, price=price, until=until)
 
     def set(self, spec: TariffSpec | None) -> None:
         """Put another one in its place; None: none."""

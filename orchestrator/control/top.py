@@ -28,7 +28,7 @@ from orchestrator.domain.limits import HOUR_S
 from orchestrator.domain.queue import Waiting
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.sweeps import SweepRecord, SweepState, TrialState
-from orchestrator.domain.trials import Used, standings
+from orchestrator.domain.trials import Used
 from orchestrator.domain.why import Verdict
 from orchestrator.messages import Health
 from orchestrator.messages_schedules import ComingView
@@ -220,8 +220,8 @@ def _waiting(waiting: Waiting, verdict: Verdict, now: float) -> TopWaiting:
 
 def _sweep(ledger: Transaction, sweep: SweepRecord, now: datetime) -> TopSweep:
     spec = sweep.spec
-    trials = ledger.sweeps.trials(sweep.id)
-    best = next(iter(standings(trials, spec.objective, spec.repeat)), None)
+    counts = ledger.sweeps.count(sweep.id)
+    first, best = ledger.sweeps.best(sweep) or (None, None)
     points = spec.budget.trials
     return TopSweep(
         id=sweep.id,
@@ -229,11 +229,11 @@ def _sweep(ledger: Transaction, sweep: SweepRecord, now: datetime) -> TopSweep:
         state=sweep.state,
         message=sweep.message,
         metric=spec.objective.metric,
-        done=sum(trial.state.final for trial in trials),
-        open=sum(trial.state is TrialState.OPEN for trial in trials),
+        done=sum(count for state, count in counts.items() if state.final),
+        open=counts.get(TrialState.OPEN, 0),
         total=points * spec.repeat if points is not None else None,
-        best_trial=best.trials[0] if best else None,
-        best_value=best.value if best else None,
+        best_trial=first.number if first else None,
+        best_value=best,
         budgets=_budgets(sweep, ledger.sweeps.used(sweep.id, now)),
     )
 

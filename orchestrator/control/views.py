@@ -63,6 +63,11 @@ class Views:
         latest = self._spool.latest_many([run.id for run, _ in runs], keys=_KEYS)
         return [self._run(run, attempt, latest.get(run.id, {})) for run, attempt in runs]
 
+    @property
+    def currency(self) -> str | None:
+        """What costs are in; None without a tariff."""
+        return self._energy.currency
+
     def run(self, run: RunRecord) -> RunView:
         """One run."""
         return self.runs([run])[0]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from orchestrator.domain.demand import Demand, Shape
-from orchestrator.domain.queue import Bench, Level, Queue, Waiting
+from orchestrator.domain.queue import Bench, Level, Line, Queue, Waiting
 from orchestrator.domain.room import Room
 
 if TYPE_CHECKING:
     from orchestrator.domain.planner import Desk
+
+
+_Lines = dict[str, Line]
+"""Those of one shape by experiment."""
 
 
 class Usage:
@@ -20,8 +24,9 @@ class Usage:
 
     def __init__(self, rooms: Iterable[Room]) -> None:
         self._cpus = self._gpus = 0.0
-        self.users: Counter[str] = Counter()
-        self.within: Counter[tuple[str, str]] = Counter()
+        self.users: dict[str, float] = defaultdict(float)
+        self.within: dict[tuple[str, str], float] = defaultdict(float)
+        """By user and experiment."""
         self.pools: Counter[str] = Counter()
         self.experiments: Counter[str] = Counter()
         rooms = list(rooms)
@@ -41,8 +46,8 @@ class Usage:
             demand.cpus / self._cpus if self._cpus else 0.0,
             demand.gpus / self._gpus if self._gpus else 0.0,
         )
-        self.users[user] += part  # type: ignore[assignment]  # a Counter of floats
-        self.within[user, experiment] += part  # type: ignore[assignment]
+        self.users[user] += part
+        self.within[user, experiment] += part
         if first:
             self.pools[demand.pool] += 1
             self.experiments[experiment] += 1
@@ -73,51 +78,45 @@ class _Turns:
         self._user = user
         self._queue = queue
         self._desk = desk
-        self._shapes = bench.shapes
         self._passed: dict[int, int] = {}
         """How many of a line have had their turn."""
-        self._best: list[tuple[float, int, str, int, Shape]] = []
-        """For each shape (usage, number, experiment, id of the shape, shape); perhaps outdated."""
-        for shape in bench.shapes:
-            self._push(shape)
+        self._best: list[tuple[float, int, str, int, Shape, _Lines]] = []
+        """For each shape (usage, number, experiment, id of the shape, shape, its lines); perhaps outdated."""
+        for shape, lines in bench.shapes.items():
+            self._push(shape, lines)
 
     def next(self) -> Waiting | None:
         """Whose turn it is; None where nobody is left who could start."""
         while self._best:
-            used, _, experiment, _, shape = heapq.heappop(self._best)
+            used, _, experiment, _, shape, lines = heapq.heappop(self._best)
             if self._desk.usage.within[self._user, experiment] != used:
-                self._push(shape)
+                self._push(shape, lines)
                 continue
-            line = self._shapes[shape][experiment]
+            line = lines[experiment]
             index = self._passed.get(id(line), 0)
             waiting = self._queue.get(line[index][1])
             assert waiting is not None
             if self._desk.hopeless(waiting):  # and so are the younger ones behind it
                 self._passed[id(line)] = len(line)
-                self._push(shape)
+                self._push(shape, lines)
                 continue
             self._passed[id(line)] = index + 1
-            self._push(shape)
+            self._push(shape, lines)
             return waiting
         return None
 
-    def _push(self, shape: Shape) -> None:
+    def _push(self, shape: Shape, lines: _Lines) -> None:
         """The best of a shape, unless nothing of it is left or can start."""
         if self._desk.hopeless_shape(shape):
             return
-        best: tuple[float, int, str, int, Shape] | None = None
-        for experiment, line in self._shapes[shape].items():
+        full, within = self._desk.full, self._desk.usage.within
+        best: tuple[float, int, str] | None = None
+        for experiment, line in lines.items():
             index = self._passed.get(id(line), 0)
-            if index >= len(line) or experiment in self._desk.full:
+            if index >= len(line) or experiment in full:
                 continue
-            key = (
-                self._desk.usage.within[self._user, experiment],
-                line[index][0],
-                experiment,
-                id(shape),
-                shape,
-            )
-            if best is None or key[:2] < best[:2]:
+            key = (within[self._user, experiment], line[index][0], experiment)
+            if best is None or key < best:
                 best = key
         if best is not None:
-            heapq.heappush(self._best, best)
+            heapq.heappush(self._best, (*best, id(shape), shape, lines))

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
-from orchestrator.domain.admission import LEAST_S
 from orchestrator.domain.demand import Demand, Shape
 from orchestrator.domain.fairness import Usage, in_turn
 from orchestrator.domain.queue import Queue, Waiting
@@ -78,31 +78,47 @@ def plan(
     coming: Iterable[Grant] = (),
     most: int = MOST_STARTS,
     takes: Takes = lambda waiting, demand: None,
+    first: Collection[str] = (),
+    without: Collection[str] = (),
+    until: str = "",
 ) -> Desk:
     """Who starts now. The rooms are changed: they have the starts in them afterwards.
 
     `coming` are the places of runs that are saving elsewhere in order to go there: only levels before theirs
     may still take them. `takes` is asked only where it matters: whether a run ends before a node is needed.
+    Of their levels the runs `first` have their turn first: others make room for them, and what these hold
+    decides whose turn it is. The runs `without` are passed over, and nothing is decided after `until`.
     """
     queue.due(now)
-    desk = Desk(rooms, limits, now, takes, queue.least_s)
+    desk = Desk(rooms, limits, now, takes, queue, first)
     expected = sorted(coming, key=lambda grant: grant.order, reverse=True)
     for key, level in queue.levels():
         while expected and expected[-1].order[:2] <= key:
             desk.keep(expected.pop())
-        for waiting in in_turn(level, queue, desk):
+        for waiting in chain(_promised(key, queue, first), in_turn(level, queue, desk)):
+            if waiting.run_id in without or waiting.run_id in desk.seen:
+                continue
+            desk.seen.add(waiting.run_id)
             start = desk.place(waiting)
             if start is None:
                 desk.block(waiting)
-                continue
-            desk.apply(start)
-            desk.plan.starts.append(start)
+            else:
+                desk.apply(start)
+                desk.plan.starts.append(start)
+            if waiting.run_id == until:
+                return desk
             if len(desk.plan.starts) >= most:
                 desk.plan.more = True
                 return desk
     for grant in reversed(expected):
         desk.keep(grant)
     return desk
+
+
+def _promised(key: tuple[int, int], queue: Queue, first: Collection[str]) -> list[Waiting]:
+    """Those of a level for whom others make room."""
+    ready = (queue.ready(run_id) for run_id in first)
+    return sorted((one for one in ready if one and one.level == key), key=lambda one: one.order)
 
 
 def eligible(waiting: Waiting, now: float) -> tuple[Demand, ...]:
@@ -127,13 +143,18 @@ class Desk:
         limits: Limits,
         now: float,
         takes: Takes = lambda waiting, demand: None,
-        least_s: float = LEAST_S,
+        queue: Queue | None = None,
+        first: Collection[str] = (),
     ) -> None:
         self.plan = Plan()
+        self.queue = Queue() if queue is None else queue
+        self.first = first
+        self.seen: set[str] = set()
+        """Who has had a turn."""
         self.takes = takes
         self.limits = limits
         self.now = now
-        self.least_s = least_s
+        self.least_s = self.queue.least_s
         """What has to be left of a run's hours for it to start."""
         self.rooms = rooms
         self.pools: dict[str, list[Room]] = {}
@@ -184,7 +205,8 @@ class Desk:
         avoided = {node for node, _ in waiting.shape.avoid}
         elsewhere = [(d, [room for room in rooms if room.node.name not in avoided]) for d, rooms in options]
         for demand, rooms in [*elsewhere, *options] if avoided else options:
-            places = _one(rooms, demand) if demand.ranks == 1 else _gang(waiting, rooms, demand)
+            bounded = [(room, self._bound(waiting, demand, room)) for room in rooms]
+            places = _one(bounded, demand) if demand.ranks == 1 else _gang(waiting, bounded, demand)
             if places:
                 return Start(waiting, demand, places, demand.pool in self.plan.reservations)
         return None
@@ -206,7 +228,12 @@ class Desk:
     def _allowed(self, waiting: Waiting, demand: Demand) -> list[Room]:
         """Nodes that one rank fits on and that are not kept for others."""
         rooms = [room for room in self.open[demand.pool] if room.fits(demand)]
-        allowed = [room for room in rooms if self.may_use(waiting, demand, room)]
+        allowed = [
+            room
+            for room in rooms
+            if not self.keeps_away(waiting, room)
+            and room.fits_within(demand, self._bound(waiting, demand, room))
+        ]
         self._too_long = self._too_long or len(allowed) < len(rooms)
         return allowed
 
@@ -215,13 +242,21 @@ class Desk:
         it, and the room is not kept for another run, or this one does not touch what is kept."""
         if self.keeps_away(waiting, room):
             return False
+        bound = self._bound(waiting, demand, room)
+        return bound is None or bound.fits(demand)
+
+    def _bound(self, waiting: Waiting, demand: Demand, room: Room) -> Room | None:
+        """What will be left over of a room that is kept for another run; None where a run need not keep to
+        that: it ends before, or the room is not kept."""
         reservation = self.plan.reservations.get(demand.pool)
         if reservation is None or reservation.waiting.run_id == waiting.run_id:
-            return True
-        if reservation.allows(room, demand, waiting.latest_end(self.now)):
-            return True
-        estimated = self.takes(waiting, demand) if reservation.at[room.node.ray_id] < math.inf else None
-        return estimated is not None and reservation.allows(room, demand, self.now + estimated)
+            return None
+        at = reservation.at.get(room.node.ray_id)
+        if at is None or waiting.latest_end(self.now) < at < math.inf:
+            return None
+        estimated = self.takes(waiting, demand) if at < math.inf else None
+        ends_before = estimated is not None and self.now + estimated < at
+        return None if ends_before else reservation.spare[room.node.ray_id]
 
     def waits_behind(self, waiting: Waiting, demand: Demand) -> str:
         """Why a run waits although it fits, in words: so many like it did not. Or empty."""
@@ -238,16 +273,21 @@ class Desk:
         return "its memory ran out there, and another node is large enough"
 
     def _another_would_do(self, waiting: Waiting) -> bool:
-        """Whether some node on which its memory has not run out could take a run, once others have ended."""
+        """Whether nodes on which its memory has not run out could take a run, once others have ended."""
         key = self._key(waiting)
         if key not in self._others:
             small = {node for node, end in waiting.shape.avoid if end in NODE_TOO_SMALL}
-            self._others[key] = any(
-                room.node.name not in small and not room.node.closed and room.could_ever(demand)
-                for demand in eligible(waiting, self.now)
-                for room in self.pools.get(demand.pool, ())
-            )
+            self._others[key] = any(self._could_ever(demand, small) for demand in eligible(waiting, self.now))
         return self._others[key]
+
+    def _could_ever(self, demand: Demand, small: set[str]) -> bool:
+        rooms = (room for room in self.pools.get(demand.pool, ()) if not room.node.closed)
+        ranks = 0
+        for room in rooms:
+            ranks += 0 if room.node.name in small else room.could_ever(demand)
+            if ranks >= demand.ranks:
+                return True
+        return False
 
     def keeps_for(self, waiting: Waiting, demand: Demand) -> bool:
         """Whether it is this run for which nodes of the pool are kept."""
@@ -286,21 +326,28 @@ class Desk:
         if self._refused[key] > 1:
             return
         self.plan.blocked.append(waiting)
+        found: dict[str, Reservation] = {}
         for demand in eligible(waiting, self.now):
             if demand.pool in self.plan.reservations or self.limit_of_pool(demand.pool):
                 continue
             rooms = [room for room in self.pools.get(demand.pool, []) if not self.keeps_away(waiting, room)]
             reservation = reserve(waiting, demand, rooms, self.now)
-            if reservation is not None:
-                self.plan.reservations[demand.pool] = reservation
+            sooner = found.get(demand.pool)
+            if reservation is not None and (sooner is None or reservation.begins < sooner.begins):
+                found[demand.pool] = reservation
+        self.plan.reservations.update(found)
 
 
-def _one(rooms: Iterable[Room], demand: Demand) -> tuple[Place, ...]:
+_Bounded = tuple[Room, Room | None]
+"""A room, and what a run has to keep to in it; None: nothing."""
+
+
+def _one(rooms: Iterable[_Bounded], demand: Demand) -> tuple[Place, ...]:
     """The fullest node that takes it, so that larger ones stay free for larger runs; empty: none does."""
-    room = min(rooms, key=_fullness, default=None)
+    room, bound = min(rooms, key=lambda one: _fullness(one[0]), default=(None, None))
     if room is None:
         return ()
-    return (Place(room.node.ray_id, room.node.name, room.choose(demand)),)
+    return (Place(room.node.ray_id, room.node.name, room.choose(demand, bound)),)
 
 
 def _fullness(room: Room) -> tuple[int, float, str]:
@@ -311,13 +358,15 @@ def _free_gpus(room: Room) -> int:
     return sum(not gpu.whole for gpu in room.gpus)
 
 
-def _gang(waiting: Waiting, rooms: list[Room], demand: Demand) -> tuple[Place, ...]:
+def _gang(waiting: Waiting, rooms: Iterable[_Bounded], demand: Demand) -> tuple[Place, ...]:
     """Places for all ranks, as few nodes as possible; empty where they do not all fit."""
-    trials = [room.copy() for room in rooms]
+    trials = [(room.copy(), None if bound is None else bound.copy()) for room, bound in rooms]
     places: list[Place] = []
-    for room in sorted(trials, key=lambda room: (-room.cpus, room.node.name)):
-        while len(places) < demand.ranks and room.fits(demand):
-            place = Place(room.node.ray_id, room.node.name, room.choose(demand))
-            room.take(grant_of(waiting, demand, place, 0.0))
+    for room, bound in sorted(trials, key=lambda one: (-one[0].cpus, one[0].node.name)):
+        while len(places) < demand.ranks and room.fits_within(demand, bound):
+            place = Place(room.node.ray_id, room.node.name, room.choose(demand, bound))
+            for trial in (room, bound):
+                if trial is not None:
+                    trial.take(grant_of(waiting, demand, place, 0.0))
             places.append(place)
     return tuple(places) if len(places) == demand.ranks else ()

@@ -112,6 +112,10 @@ class Queue:
         """One run; None where it does not wait."""
         return self._runs.get(run_id)
 
+    def ready(self, run_id: str) -> Waiting | None:
+        """One run that may start now; None where it is held, paused, or does not wait."""
+        return self._runs.get(run_id) if run_id in self._ready else None
+
     def add(self, waiting: Waiting) -> None:
         """Let a run wait."""
         self.remove(waiting.run_id)

@@ -13,8 +13,6 @@ from orchestrator.domain.room import Grant, Room, must_end
 
 _RESERVABLE = 32
 """Nodes of a pool that are looked at to find the one to keep."""
-STOPPING_S = 30.0
-"""Expected time until an attempt that was ordered to go has saved."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,10 @@ class Reservation:
     spare: Mapping[str, Room]
     """What will be left over of them then."""
 
-    def allows(self, room: Room, demand: Demand, until: float) -> bool:
-        """Whether something else that ends at `until` may start in this room."""
-        at = self.at.get(room.node.ray_id)
-        return at is None or until <= at < math.inf or self.spare[room.node.ray_id].fits(demand)
+    @property
+    def begins(self) -> float:
+        """When the run is expected to start."""
+        return max(self.at.values())
 
 
 def grant_of(waiting: Waiting, demand: Demand, place: Place, now: float, backfill: bool = False) -> Grant:
@@ -66,7 +64,8 @@ def reserve(waiting: Waiting, demand: Demand, rooms: Iterable[Room], now: float)
     found: list[tuple[float, int, str, Room]] = []
     """When, after how many ends, node, and what is left over then."""
     for room in near:
-        ends = sorted(room.grants, key=lambda grant: _expected(grant, now))
+        # One that was ordered to go is surer to go than one that is overdue.
+        ends = sorted(room.grants, key=lambda grant: (_expected(grant, now), not grant.stopping))
         needed = must_end(room, demand, ends) if demand.ranks == 1 else ends
         if needed is not None:
             at = max((_expected(grant, now) for grant in needed), default=now)
@@ -91,7 +90,10 @@ def _promising(room: Room) -> tuple[float, float, str]:
 
 
 def _expected(grant: Grant, now: float) -> float:
-    """When a grant is expected to be free: an overdue one at any moment."""
+    """When a grant is expected to be free: one that is overdue, or was ordered to go, at any moment.
+
+    So nothing begins as backfill where all that is in the way is going: it would be ordered to go, too.
+    """
     if grant.stopping:
-        return now + STOPPING_S
+        return now
     return math.inf if grant.ends is None else max(grant.ends, now)

@@ -6,10 +6,11 @@ queue. Neither costs a retry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.domain.demand import Demand, Shape
+from orchestrator.domain.exchange import would_start
 from orchestrator.domain.planner import Desk, eligible
 from orchestrator.domain.queue import Waiting
 from orchestrator.domain.room import Grant, Room, must_end
@@ -22,6 +23,11 @@ UNKNOWN_WORTH = 5.0
 """Where the speed there is not known, the rest of the run here has to be so many times the cost of a move."""
 _HEADS = 8
 """Blocked runs for which room is looked for in one plan."""
+_TRIES = 2
+"""Ways to make room for one run that are looked at."""
+
+_Way = list[tuple[Room, list[Grant]]]
+"""For each rank a room, and who has to go there."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ def evictions(desk: Desk) -> list[Eviction]:
     do, it is the one where the least important, and then the least work, is lost. The rooms are changed.
     """
     found: dict[str, Eviction] = {}
+    placed: set[str] = set()
     for waiting in desk.plan.blocked[:_HEADS]:
         if desk.limit_of_experiment(waiting.experiment):
             continue
@@ -75,14 +82,17 @@ def evictions(desk: Desk) -> list[Eviction]:
                 for room in desk.pools.get(demand.pool, [])
                 if not room.node.closed and desk.may_use(waiting, demand, room)
             ]
-            chosen = _victims(waiting, demand, rooms, desk.now, desk.keeps_for(waiting, demand))
-            if chosen is None:
+            ways = _ways(waiting, demand, rooms, desk.now, desk.keeps_for(waiting, demand))
+            served = ((way, _served(way, waiting, desk, placed)) for way in ways[:_TRIES])
+            way, first = next((one for one in served if one[1] is not None), ([], None))
+            if first is None:
                 continue
-            for room, victims in chosen:
+            placed.add(waiting.run_id)
+            for room, victims in way:
                 for victim in victims:
                     room.give_back(victim)
                     if not victim.stopping:
-                        found.setdefault(victim.run_id, Eviction(victim, waiting))
+                        found.setdefault(victim.run_id, Eviction(victim, first))
                 room.take(_claim(waiting, demand, room))
             break
     return list(found.values())
@@ -94,11 +104,26 @@ def _claim(waiting: Waiting, demand: Demand, room: Room) -> Grant:
     return Grant(waiting.run_id, waiting.name, room.node.ray_id, demand, waiting.order, gpu_ids)
 
 
-def _victims(
-    waiting: Waiting, demand: Demand, rooms: Iterable[Room], now: float, kept: bool
-) -> list[tuple[Room, list[Grant]]] | None:
-    """For each rank a room, and who has to go there; None where that does not make enough room."""
-    options: list[tuple[tuple[int, float, int, str], Room, list[Grant]]] = []
+def _served(way: _Way, waiting: Waiting, desk: Desk, placed: Collection[str]) -> Waiting | None:
+    """Who would start in the place of these; None where they would go for nothing, come back, and go again.
+
+    It may be somebody else's turn once they hold nothing. That counts where he is above them all.
+    """
+    gone = {victim.run_id: victim for _, victims in way for victim in victims}
+    highest = max((victim.priority for victim in gone.values() if not victim.stopping), default=None)
+    if highest is None:
+        return waiting
+    starts = would_start(waiting, desk, gone, placed)
+    if any(start.waiting.run_id == waiting.run_id for start in starts):
+        return waiting
+    here = {room.node.ray_id for room, _ in way}
+    above = (start for start in starts if -start.waiting.order[0] > highest)
+    return next((start.waiting for start in above if here & {place.ray_id for place in start.places}), None)
+
+
+def _ways(waiting: Waiting, demand: Demand, rooms: Iterable[Room], now: float, kept: bool) -> list[_Way]:
+    """What would make enough room for all ranks, best first."""
+    options: list[tuple[tuple[int, float, int, str], tuple[Room, list[Grant]]]] = []
     for room in rooms:
         if room.node.cpus < demand.cpus or len(room.gpus) < demand.gpus:
             continue
@@ -111,11 +136,11 @@ def _victims(
             ordered = [victim for victim in victims if not victim.stopping]
             highest = max((victim.priority for victim in ordered), default=-1000)
             loss = sum(now - victim.saved for victim in ordered)
-            options.append(((highest, loss, len(ordered), room.node.name), room, victims))
-    options.sort(key=lambda option: option[0])
-    if len(options) < demand.ranks:
-        return None
-    return [(room, victims) for _, room, victims in options[: demand.ranks]]
+            options.append(((highest, loss, len(ordered), room.node.name), (room, victims)))
+    best = [option for _, option in sorted(options, key=lambda option: option[0])]
+    if demand.ranks == 1:
+        return [[option] for option in best]
+    return [best[: demand.ranks]] if len(best) >= demand.ranks else []
 
 
 def _yields(grant: Grant, waiting: Waiting, kept: bool) -> bool:

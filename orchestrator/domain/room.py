@@ -118,12 +118,24 @@ class Room:
             return True
         return sum(not gpu.why_not(demand.gpu_memory) for gpu in self.gpus) >= demand.gpus
 
-    def choose(self, demand: Demand) -> tuple[int, ...]:
+    def fits_within(self, demand: Demand, bound: Room | None) -> bool:
+        """Whether one rank can be placed here now and in a bound on the same node, on the same GPUs."""
+        if bound is None:
+            return self.fits(demand)
+        return self.fits(demand) and bound.fits(demand) and len(self.choose(demand, bound)) == demand.gpus
+
+    def choose(self, demand: Demand, bound: Room | None = None) -> tuple[int, ...]:
         """The GPUs that one rank gets; of those that can be shared the fullest that will do."""
-        fitting = [index for index, gpu in enumerate(self.gpus) if not gpu.why_not(demand.gpu_memory)]
+        fitting = self._fitting(demand)
+        if bound is not None:
+            free = set(bound._fitting(demand))
+            fitting = [index for index in fitting if index in free]
         if demand.gpu_memory is not None:
             fitting.sort(key=lambda index: (self.gpus[index].free_memory, index))
         return tuple(fitting[: demand.gpus])
+
+    def _fitting(self, demand: Demand) -> list[int]:
+        return [index for index, gpu in enumerate(self.gpus) if not gpu.why_not(demand.gpu_memory)]
 
     def take(self, grant: Grant) -> None:
         """Count a grant in."""
@@ -160,9 +172,13 @@ class Room:
             room.give_back(grant)
         return room
 
-    def could_ever(self, demand: Demand) -> bool:
-        """Whether it would fit if nothing of ours ran here."""
-        return self.without(self.grants).fits(demand)
+    def could_ever(self, demand: Demand) -> int:
+        """How many ranks of it would fit if nothing of ours ran here."""
+        trial, ranks = self.without(self.grants), 0
+        while ranks < demand.ranks and trial.fits(demand):
+            trial.take(Grant("", "", self.node.ray_id, demand, (0, 0, 0), trial.choose(demand)))
+            ranks += 1
+        return ranks
 
     def lacks(self, demand: Demand) -> str:
         """What stands in the way of one rank of it, in words; empty where it fits."""

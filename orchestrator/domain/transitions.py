@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from orchestrator.domain.limits import gpu_rate, seconds
 from orchestrator.domain.records import AttemptRecord, RunRecord
-from orchestrator.domain.retry import avoided, decide
+from orchestrator.domain.retry import NODE_TOO_SMALL, avoided, decide
 from orchestrator.domain.states import CONSEQUENCES, ENDING, EXECUTING, Reason, RunState, Then
 
 _FINAL_STATE = {Then.SUCCEED: RunState.SUCCEEDED, Then.FAIL: RunState.FAILED, Then.CANCEL: RunState.CANCELLED}
@@ -45,6 +45,14 @@ def after_attempt(
     not_before = now + timedelta(seconds=decision.pause_s) if decision.pause_s else None
     held = run.held or reason == Reason.RUNG
     return replace(run, state=RunState.QUEUED, not_before=not_before, held=held)
+
+
+def after_left_attempt(run: RunRecord, attempt: AttemptRecord, reason: Reason) -> RunRecord:
+    """The run once an attempt that it had left has ended: it keeps away from where memory ran out."""
+    if run.state.final:
+        return run
+    small = {node: end for node, end in avoided(run, attempt, reason) if end in NODE_TOO_SMALL}
+    return replace(run, avoid=tuple(sorted({**dict(run.avoid), **small}.items())))
 
 
 def charge(run: RunRecord, attempt: AttemptRecord, until: datetime, share: float = 1.0) -> RunRecord:

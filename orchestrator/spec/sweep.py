@@ -23,7 +23,6 @@ from orchestrator.errors import Problem, SpecError
 from orchestrator.spec import sweep_checks
 from orchestrator.spec.checks import merge_errors
 from orchestrator.spec.models import RunSpec
-from orchestrator.spec.trial_checks import path_of, plain_base, problems_of_trial, put
 from orchestrator.spec.values import NAME_PATTERN, FreeText, MetricName, Name, Seconds, Words
 
 Integer: TypeAlias = int
@@ -179,6 +178,9 @@ class SweepSpec(_Model):
         Raises:
             SpecError: the values do not fit the base.
         """
+        # Only who makes trials needs to know what stands where; a client that looks at sweeps reads no YAML.
+        from orchestrator.spec.trial_checks import path_of, plain_base, problems_of_trial, put
+
         data = plain_base(self.base)
         data["name"] = f"{self.name}-{number}"
         try:

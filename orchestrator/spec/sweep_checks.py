@@ -214,7 +214,8 @@ def _wrong_in_sampler(sweep: SweepSpec) -> Errors:
     endless = [path for path, one in sweep.space.items() if count(one) is None]
     for path in endless:
         yield mistake(("space", path), "a grid needs values that can be counted: expected `step` or `choice`")
-    if not endless and size(sweep.space, MAX_GRID) is None:
+    most = math.prod(count(one) or 1 for one in sweep.space.values())  # conditions only take points away
+    if not endless and most > MAX_GRID and size(sweep.space, MAX_GRID) is None:
         yield mistake(
             ("sampler", "kind"), f"this grid has more than {MAX_GRID} points; tpe or random take any"
         )

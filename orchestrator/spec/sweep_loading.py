@@ -7,6 +7,7 @@ spec, which stands in its own file with its own lines.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence as Items
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from orchestrator.spec.overrides import apply_override
 from orchestrator.spec.problems import dotted, message_of, problems_of
 from orchestrator.spec.shape import shape_of
 from orchestrator.spec.sweep import Parameter, SweepSpec
-from orchestrator.spec.tree import Mapping, Node, Scalar, Sequence, read_tree
+from orchestrator.spec.tree import Mapping, Node, Scalar, Sequence, printable, read_tree
 from orchestrator.spec.trial_checks import path_of, wrong_settings, wrong_values
 
 _SWEEP_KEYS: Final = frozenset({"base", "space"})
@@ -128,12 +129,12 @@ def _read_base(root: Mapping, folder: Path) -> list[Problem]:
     base = root.values.get("base")
     if not isinstance(base, Scalar) or not isinstance(base.value, str):
         return []
-    file = folder / Path(base.value).expanduser()
+    file = folder / os.path.expanduser(base.value)  # unlike Path's it leaves a user who does not exist
     try:
-        tree, problems = read_mapping(read_text(file), str(file))
+        tree, problems = read_mapping(read_text(file), printable(str(file), 300))
     except SpecError as error:
         return [
-            one if one.line else base.mark.problem("base", f"{one.file}: {one.message}")
+            one if one.line else base.mark.problem("base", f"{printable(one.file, 300)}: {one.message}")
             for one in error.problems
         ]
     root.values["base"] = tree

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, case, func, select
 from sqlalchemy.engine import RowMapping
 
 from orchestrator.domain.states import Phase
@@ -93,14 +93,27 @@ class SweepBook:
 
     def used(self, sweep_id: str, now: datetime) -> Used:
         """What all trials of a sweep have used until now."""
-        return total(self.used_by_run(sweep_id, now).values())
+        runs, trials = tables.runs, tables.trials
+        ended = self._one(
+            select(
+                func.total(runs.c.seconds_used).label("seconds"),
+                func.total(runs.c.gpu_seconds_used).label("gpu_seconds"),
+                func.sum(case((runs.c.energy_source.is_not(None), runs.c.joules_used))).label("joules"),
+                func.sum(runs.c.cost).label("cost"),
+            )
+            .join(trials, trials.c.run_id == runs.c.id)
+            .where(trials.c.sweep_id == sweep_id)
+        )
+        assert ended is not None
+        executing = [used for _, used in self._executing(sweep_id, now)]
+        return total([Used(**ended), *executing])
 
     def used_by_run(self, sweep_id: str, now: datetime) -> dict[str, Used]:
         """What each of a sweep's runs has used until now.
 
         GPU time of an attempt that executes counts whole GPUs; once it has ended, its share.
         """
-        runs, trials, attempts = tables.runs, tables.trials, tables.attempts
+        runs, trials = tables.runs, tables.trials
         query = select(
             runs.c.id,
             runs.c.seconds_used,
@@ -118,17 +131,51 @@ class SweepBook:
             )
             for row in self._all(query.where(trials.c.sweep_id == sweep_id))
         }
-        executing = (
+        for run_id, used in self._executing(sweep_id, now):
+            found[run_id] = total([found[run_id], used])
+        return found
+
+    def _executing(self, sweep_id: str, now: datetime) -> Iterator[tuple[str, Used]]:
+        """What attempts that have not ended have used, by run; their energy is their run's already."""
+        trials, attempts = tables.trials, tables.attempts
+        query = (
             select(attempts.c.run_id, attempts.c.started_at, attempts.c.variant)
             .join(trials, trials.c.run_id == attempts.c.run_id)
             .where((trials.c.sweep_id == sweep_id) & (attempts.c.phase != Phase.ENDED))
         )
-        for row in self._all(executing):
+        for row in self._all(query):
             began, variant = _instant(row["started_at"]), row["variant"]
             spent = max(0.0, (now - began).total_seconds()) if began else 0.0
             gpus = variant.get("gpus", 0) * variant.get("ranks", 1)
-            found[row["run_id"]] = total([found[row["run_id"]], Used(spent, spent * gpus)])
-        return found
+            yield row["run_id"], Used(spent, spent * gpus)
+
+    def points(self, sweep_id: str) -> int:
+        """How many points have been begun."""
+        table = tables.trials
+        row = self._one(select(func.max(table.c.point).label("last")).where(table.c.sweep_id == sweep_id))
+        return 0 if row is None or row["last"] is None else int(row["last"]) + 1
+
+    def best(self, sweep: SweepRecord) -> tuple[TrialRecord, float] | None:
+        """The first trial of the best point, and the point's mean, as
+        :func:`orchestrator.domain.trials.standings` ranks them; without reading every trial."""
+        table, spec = tables.trials, sweep.spec
+        mean = func.avg(table.c.value)
+        where = (table.c.sweep_id == sweep.id) & (table.c.state == TrialState.COMPLETE)
+        query = (
+            select(table.c.point, mean.label("mean"), func.min(table.c.number).label("number"))
+            .where(where & table.c.value.is_not(None))
+            .group_by(table.c.point)
+            .having(func.count() >= spec.repeat)
+            .order_by(mean if spec.objective.direction == "minimize" else mean.desc(), table.c.point)
+        )
+        row = self._one(query.limit(1))
+        if row is None:
+            return None
+        first = self._one(
+            select(table).where((table.c.sweep_id == sweep.id) & (table.c.number == row["number"]))
+        )
+        assert first is not None
+        return _trial(first), float(row["mean"])
 
     # ---- trials
 

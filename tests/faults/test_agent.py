@@ -241,6 +241,32 @@ def test_the_time_limit_holds_without_a_controller(bench: Bench) -> None:
     assert len(bench.steps()) == 1
 
 
+def test_the_end_of_a_window_holds_without_a_controller_and_is_no_failure(bench: Bench) -> None:
+    script = bench.script(train(steps=1000, every=1000, pause=0.02))
+    bench.start(script, seconds_left=2.5, limit=Reason.WINDOW, window_grace_s=5.0)
+    bench.wait_step(2)
+    bench.controller.stop()
+    wait_until(lambda: bench.saved_outcome(), 15, bench.evidence)
+    assert bench.saved_outcome()["reason"] == "window"
+    assert bench.saved_outcome()["exit_code"] == 75
+    assert len(bench.steps()) == 1
+
+
+def test_a_program_that_does_not_save_within_the_grace_of_a_window_is_killed(bench: Bench) -> None:
+    code = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n"
+    script = bench.script(code + "time.sleep(600)")
+    bench.start(script, seconds_left=3.0, limit=Reason.WINDOW, window_grace_s=0.5)
+    outcome = bench.wait_outcome()
+    assert (outcome.reason, outcome.exit_code) == (Reason.WINDOW, -9)
+
+
+def test_nothing_is_started_where_the_window_has_closed(bench: Bench) -> None:
+    script = bench.script(train(steps=1000, every=1000, pause=0.02))
+    bench.start(script, seconds_left=0.0, limit=Reason.WINDOW)
+    assert bench.wait_outcome().reason is Reason.WINDOW
+    assert bench.steps() == []
+
+
 def test_a_program_that_will_not_end_is_killed_after_the_grace(bench: Bench) -> None:
     code = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n"
     bench.start(bench.script(code + "time.sleep(600)"))

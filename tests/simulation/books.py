@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from orchestrator.control.board import running_of, waiting_of
-from orchestrator.domain.demand import Demand, demand_of
+from orchestrator.domain.demand import Demand, Shape, shape_of
 from orchestrator.domain.planner import Limits
 from orchestrator.domain.queue import Queue, Waiting
 from orchestrator.domain.records import AttemptRecord, RunRecord
@@ -38,6 +38,7 @@ class Books:
     fences: dict[str, int] = field(default_factory=dict)
     queue: Queue = field(default_factory=Queue)
     coming: dict[str, Grant] = field(default_factory=dict)
+    promised: dict[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     check: Callable[[Any, str, Any], None] = lambda world, what, about: None
     events: int = 0
@@ -47,6 +48,7 @@ class Books:
     """No new runs and no more accidents: everything has to come to its end."""
     _open_attempts: dict[tuple[str, int], AttemptRecord] = field(default_factory=dict)
     _grants: dict[tuple[str, int], tuple[RunRecord, AttemptRecord, Grant]] = field(default_factory=dict)
+    _shapes: dict[tuple[str, object], Shape] = field(default_factory=dict)
     _live: dict[str, RunRecord] = field(default_factory=dict)
     """Runs that have not ended."""
     _heap: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
@@ -122,9 +124,8 @@ class Books:
         for attempt in self.open_attempts():
             first = self._grant(attempt)
             found.append(first)
-            found += [
-                replace(first, ray_id=m.ray_id, node=m.node, gpu_ids=m.gpu_ids) for m in attempt.members
-            ]
+            for m in attempt.members:
+                found.append(replace(first, ray_id=m.ray_id, node=m.node, gpu_ids=m.gpu_ids))
         return found
 
     def _grant(self, attempt: AttemptRecord) -> Grant:
@@ -146,6 +147,13 @@ class Books:
         wrong = chance.choice((None, chance.uniform(0.25, 4)))
         return None if wrong is None else wrong * self.work[run_id] / speed(variant)
 
+    def shape(self, run: RunRecord) -> Shape:
+        """What the spec of a run asks for, whichever pool its user prefers."""
+        key = (run.id, run.avoid)
+        if key not in self._shapes:
+            self._shapes[key] = shape_of(run.spec, avoid=run.avoid)
+        return self._shapes[key]
+
     def live(self) -> list[RunRecord]:
         """Runs that have not ended."""
         return list(self._live.values())
@@ -154,8 +162,3 @@ class Books:
 def held_by(attempt: AttemptRecord) -> list[tuple[str, tuple[int, ...]]]:
     """Ray node and GPUs of each rank."""
     return [(attempt.ray_id, attempt.gpu_ids), *((m.ray_id, m.gpu_ids) for m in attempt.members)]
-
-
-def demand_at(attempt: AttemptRecord) -> Any:
-    """What each rank holds."""
-    return demand_of(attempt.variant_index, attempt.variant)

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from copy import copy
 from datetime import timedelta
 from typing import Any
 
 from orchestrator.control.board import hours_of_run
-from orchestrator.domain.demand import shape_of
+from orchestrator.domain.demand import Demand, shape_of
+from orchestrator.domain.exchange import would_start
 from orchestrator.domain.liveness import Facts
 from orchestrator.domain.planner import Desk, Start, eligible
 from orchestrator.domain.queue import Waiting
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.rivalry import Eviction
-from orchestrator.domain.room import CONTEXT_BYTES, Grant, Room
+from orchestrator.domain.room import CONTEXT_BYTES, Grant, Room, must_end
 from orchestrator.domain.states import Reason, RunState
 from orchestrator.domain.why import explain
-from tests.simulation.books import demand_at, held_by
+from tests.simulation.books import held_by
 from tests.simulation.fleet import BEGIN, GIB, Agent
 from tests.simulation.hours import starts_within, worked_within
-from tests.simulation.world import World
+from tests.simulation.world import World, possible
 
 FREE = {
     *(Reason.MOVED, Reason.PREEMPTED, Reason.UPGRADED, Reason.NODE_LOST, Reason.FENCED),
     *(Reason.SHUTDOWN, Reason.DRAINED, Reason.OWNER, Reason.AWAY, Reason.WINDOW),
 }
 """Ends that cost no retry (rule 11)."""
+
+
+CIRCLES = 12
 
 
 class BrokenPromiseError(AssertionError):
@@ -79,16 +84,11 @@ def _keeps_away(world: World, run: RunRecord, attempt: AttemptRecord) -> None:
     waited = (world.instant - run.created_at).total_seconds()
     if run.spec.start == "best" and waited < run.spec.wait:
         allowed = allowed[:1]
-    for machine in world.machines.values():
-        room = Room.of(machine.info())
-        would_do = not room.node.closed and any(
-            room.node.pool == demand.pool and room.fits(demand) for demand in allowed
-        )
-        promise(
-            machine.name in small or not would_do,
-            "rule 11",
-            f"{run.id} starts on {nodes} again and {machine.name} would do",
-        )
+    infos = [machine.info() for machine in world.machines.values() if machine.name not in small]
+    others = [Room.of(info) for info in infos if not info.closed]
+    for demand in allowed:
+        text = f"{run.id} starts on {nodes} again and pool {demand.pool} would do"
+        promise(not possible(demand, others), "rule 11", text)
 
 
 def _plan(world: World, about: tuple[Desk, list[Grant]]) -> None:
@@ -100,9 +100,11 @@ def _plan(world: World, about: tuple[Desk, list[Grant]]) -> None:
             promise(
                 verdict is None or verdict.why, "rule 4", f"{one.run_id} waits without a reason: {verdict}"
             )
+    if desk.plan.more or all(start.backfill for start in desk.plan.starts):
+        return
     waiting = [one for one in world.queue if one.run_id not in started and _may_start(one, desk)]
     for start in desk.plan.starts:
-        if start.backfill or desk.plan.more:
+        if start.backfill:
             continue
         for other in waiting:
             if other.level < start.waiting.level:
@@ -135,8 +137,8 @@ def _could_have(other: Waiting, start: Start, desk: Desk) -> bool:
     return False
 
 
-def _evictions(world: World, about: tuple[Desk, list[Eviction], list[Grant]]) -> None:
-    desk, out, grants = about
+def _evictions(world: World, about: tuple[Desk, list[Eviction], dict[str, Room]]) -> None:
+    desk, out, rooms = about
     for one in out:
         victim, first = one.victim, one.goes_first
         lower = victim.priority < -first.order[0]
@@ -146,28 +148,40 @@ def _evictions(world: World, about: tuple[Desk, list[Eviction], list[Grant]]) ->
     if desk.plan.more or not desk.plan.blocked:
         return
     first = desk.plan.blocked[0]
-    if any(one.goes_first.run_id == first.run_id for one in out) or not _may_start(first, desk):
+    if any(one.goes_first.level <= first.level for one in out) or not _may_start(first, desk):
         return
+    if any(grant.run_id == first.run_id for room in desk.rooms.values() for grant in room.grants):
+        return  # it has a place, once others have gone; or an attempt that it has left is still there
+    then = copy(desk)
+    then.rooms = rooms
     for demand in eligible(first, desk.now):
-        if demand.ranks > 1 or desk.limit_of_pool(demand.pool):
-            continue
-        for room in desk.pools.get(demand.pool, []):
-            if room.node.closed or desk.keeps_away(first, room):
-                continue
-            before = [one for one in grants if room.node.ray_id == one.ray_id or room.node.name == one.node]
-            if any(grant.run_id == first.run_id for grant in before):  # an attempt that it has left
-                continue
-            yields = [
-                grant
-                for grant in room.grants
-                if grant.priority < -first.order[0]
-                or (grant.backfill and grant.order > first.order and desk.keeps_for(first, demand))
-            ]
-            if room.without(yields).fits(demand) and not any(one.stopping for one in before):
-                here = any(
-                    grant.run_id == first.run_id for other in desk.rooms.values() for grant in other.grants
-                )
-                promise(here, "rule 8", f"nobody makes room for {first.run_id}")
+        if demand.ranks == 1 and not desk.limit_of_pool(demand.pool):
+            for room in rooms.values():
+                text = f"nobody makes room for {first.run_id} on {room.node.name}"
+                promise(not _could_make_room(first, demand, room, then), "rule 8", text)
+
+
+def _could_make_room(first: Waiting, demand: Demand, room: Room, desk: Desk) -> bool:
+    """Whether it would start there if what yields to it had gone, whichever of that it is."""
+    if room.node.pool != demand.pool or room.node.closed or desk.keeps_away(first, room):
+        return False
+    if any(grant.stopping for grant in room.grants):
+        return False
+    kept = desk.keeps_for(first, demand)
+    yields = [
+        grant
+        for grant in room.grants
+        if grant.priority < -first.order[0] or (grant.backfill and grant.order > first.order and kept)
+    ]
+    ways = [yields, must_end(room, demand, yields), must_end(room, demand, yields[::-1])]
+    return room.without(yields).fits(demand) and all(
+        any(start.waiting.run_id == first.run_id for start in would_start(first, desk, _runs(way)))
+        for way in ways
+    )
+
+
+def _runs(grants: list[Grant] | None) -> set[str]:
+    return {grant.run_id for grant in grants or ()}
 
 
 def _ended(world: World, about: tuple[RunRecord, AttemptRecord, Reason, RunRecord]) -> None:
@@ -177,6 +191,19 @@ def _ended(world: World, about: tuple[RunRecord, AttemptRecord, Reason, RunRecor
     if run.stop == Reason.CANCELLED and reason != Reason.COMPLETED:
         promise(after.state == RunState.CANCELLED, "rule 6", f"{run.id} was cancelled and is {after.state}")
     promise(attempt.number == run.attempt, "rule 8", f"{run.id}: an old attempt ends it")
+    promise(not _in_circles(world, run), "rule 4", f"{run.id} starts and makes room again and again")
+
+
+def _in_circles(world: World, run: RunRecord) -> bool:
+    """Whether its last attempts had all but begun when they were ordered to make room."""
+    if run.attempt < CIRCLES:
+        return False
+    for attempt in world.of_run(run.id)[-CIRCLES:]:
+        ended = attempt.ended_at or world.instant
+        brief = (ended - attempt.created_at).total_seconds() < 15
+        if not brief or attempt.reason not in (Reason.PREEMPTED, None):
+            return False
+    return True
 
 
 def _lost(world: World, about: tuple[AttemptRecord, Agent | None]) -> None:
@@ -218,14 +245,12 @@ def _upgrade(world: World, upgrade: Any) -> None:
 
 
 def _looked(world: World, desk: Desk) -> None:
-    newest: dict[str, list[AttemptRecord]] = defaultdict(list)
-    for attempt in world.open_attempts():
-        newest[attempt.run_id].append(attempt)
+    executed = {(attempt.run_id, attempt.number) for attempt in world.open_attempts()}
     for run in world.live():
         if run.state == RunState.QUEUED:
             promise(run.id in world.queue, "rule 4", f"{run.id} is queued and nobody knows")
         else:
-            owned = any(attempt.number == run.attempt for attempt in newest[run.id])
+            owned = (run.id, run.attempt) in executed
             promise(owned, "rule 4", f"{run.id} is {run.state} and nothing executes it")
     _capacity(world)
 
@@ -235,18 +260,19 @@ def _capacity(world: World) -> None:
     whole: dict[tuple[str, int], int] = defaultdict(int)
     shared: dict[tuple[str, int], int] = defaultdict(int)
     for attempt in world.open_attempts():
-        demand = demand_at(attempt)
+        wanted, share = attempt.variant.cpus, attempt.variant.gpu_memory
         for ray_id, gpu_ids in held_by(attempt):
-            cpus[ray_id] += demand.cpus
+            cpus[ray_id] += wanted
             for gpu in gpu_ids:
-                if demand.gpu_memory is None:
+                if share is None:
                     whole[ray_id, gpu] += 1
                 else:
-                    shared[ray_id, gpu] += demand.gpu_memory + CONTEXT_BYTES
+                    shared[ray_id, gpu] += share + CONTEXT_BYTES
     for machine in world.machines.values():
-        promise(cpus[machine.ray_id] <= machine.cpus, "rule 8", f"{machine.name} has granted too many CPUs")
+        ray_id = machine.ray_id
+        promise(cpus[ray_id] <= machine.cpus, "rule 8", f"{machine.name} has granted too many CPUs")
         for gpu in range(machine.gpus):
-            one, some = whole[machine.ray_id, gpu], shared[machine.ray_id, gpu]
+            one, some = whole[ray_id, gpu], shared[ray_id, gpu]
             promise(one <= 1 and not (one and some), "rule 8", f"a GPU of {machine.name} is granted twice")
             promise(some <= 12 * GIB, "rule 8", f"{machine.name} has granted too much GPU memory")
 

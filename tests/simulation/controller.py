@@ -7,13 +7,14 @@ from typing import Any
 
 from orchestrator.domain import transitions
 from orchestrator.domain.demand import shape_of
+from orchestrator.domain.exchange import still_promised
 from orchestrator.domain.liveness import Facts, Lost, Silent, may_leave, verdict
 from orchestrator.domain.planner import Desk, plan
 from orchestrator.domain.records import AttemptRecord, Member, RunRecord
 from orchestrator.domain.rivalry import Eviction, Running, evictions, upgrades
 from orchestrator.domain.room import rooms_of
 from orchestrator.domain.states import Phase, Reason, RunState
-from orchestrator.domain.transitions import after_attempt, make_room
+from orchestrator.domain.transitions import after_attempt, after_left_attempt, make_room
 from tests.simulation.books import Books
 from tests.simulation.fleet import BEGIN
 
@@ -36,10 +37,13 @@ class Controlled(Books):
         self.coming = {run_id: grant for run_id, grant in self.coming.items() if run_id in saving}
         grants = self.grants()
         rooms = rooms_of(nodes, grants)
-        desk = plan(self.queue, rooms, self.limits, now, self.coming.values(), takes=self._takes)
+        self.promised = still_promised(self.promised, grants)
+        first = set(self.promised.values())
+        desk = plan(self.queue, rooms, self.limits, now, self.coming.values(), takes=self._takes, first=first)
         self.check(self, "plan", (desk, grants))
+        before = {ray_id: room.copy() for ray_id, room in desk.rooms.items()}
         out = [] if desk.plan.more else evictions(desk)
-        self.check(self, "evictions", (desk, out, grants))
+        self.check(self, "evictions", (desk, out, before))
         for start in desk.plan.starts:
             self._start(start)
         for eviction in out:
@@ -80,6 +84,7 @@ class Controlled(Books):
         victim = self.runs[eviction.victim.run_id]
         if victim.stop is None and not victim.state.final and victim.state != RunState.QUEUED:
             self._order(make_room(victim, Reason.PREEMPTED))
+            self.promised[victim.id] = eviction.goes_first.run_id
 
     def _upgrade(self, desk: Desk, now: float) -> None:
         running = []
@@ -89,7 +94,7 @@ class Controlled(Books):
                 continue
             age = now - attempt.created_at.timestamp()
             moves = run.spec.migrate == "auto" and run.pin_pool is None and not attempt.members
-            running.append(Running(self._grant(attempt), shape_of(run.spec), age, None, moves))
+            running.append(Running(self._grant(attempt), self.shape(run), age, None, moves))
         for upgrade in upgrades(running, desk, lambda one, demand: None, 15.0):
             self.check(self, "upgrade", upgrade)
             grant = upgrade.running.grant
@@ -178,3 +183,5 @@ class Controlled(Books):
             after = after_attempt(run, known, reason, "", self.instant)
             self.check(self, "ended", (run, known, reason, after))
             self.save_run(after)
+        else:
+            self.save_run(after_left_attempt(run, known, reason))

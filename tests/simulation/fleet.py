@@ -36,6 +36,8 @@ class Machine:
     draining: bool = False
     busy: str = ""
     foreign: int = 0
+    _told: tuple[object, NodeInfo] | None = None
+    """The same as long as nothing has changed."""
 
     @property
     def silent(self) -> bool:
@@ -49,6 +51,12 @@ class Machine:
 
     def info(self) -> NodeInfo:
         """What the controller knows."""
+        known = (self.boots, self.known_alive, self.draining, self.busy, self.foreign)
+        if self._told is None or self._told[0] != known:
+            self._told = (known, self._info())
+        return self._told[1]
+
+    def _info(self) -> NodeInfo:
         states = tuple(GpuState(i, "card", 12 * GIB, self.foreign) for i in range(self.gpus))
         return NodeInfo(
             self.ray_id,

@@ -206,6 +206,10 @@ def _claim_that_yields(waiting: Any, demand: Any, room: Room) -> Grant:
     return Grant(waiting.run_id, "", room.node.ray_id, demand, (0, 0, 0), gpu_ids, stopping=True)
 
 
+def some_make_room_for_nothing(patch: Patch) -> None:
+    patch.setattr(rivalry, "_served", lambda way, waiting, desk, placed: waiting)
+
+
 PLANTED = [
     shares_are_not_counted,
     gpus_are_not_counted,
@@ -230,6 +234,7 @@ PLANTED = [
     what_comes_back_counts_nowhere,
     memory_that_ran_out_is_forgotten,
     limits_are_ignored_by_evictions,
+    some_make_room_for_nothing,
     nobody_has_time_to_save,
     nodes_do_not_know_of_windows,
     windows_are_forgotten_by_a_new_controller,

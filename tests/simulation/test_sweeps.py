@@ -11,6 +11,7 @@ import pytest
 from orchestrator.agent.job import AgentJob
 from orchestrator.domain.states import RunState
 from orchestrator.domain.sweeps import SweepState, TrialState
+from orchestrator.domain.trials import standings
 from orchestrator.errors import ConflictError
 from orchestrator.messages_sweeps import ExtendRequest, SweepDetail, SweepRequest
 from orchestrator.spec.sweep import SweepSpec
@@ -265,3 +266,19 @@ def test_a_lost_machine_costs_no_trial(cluster: PaperCluster) -> None:
     cluster.back("laptop")
     found = finish(cluster, sweep_id)
     assert [trial.state for trial in found.trials] == [TrialState.COMPLETE] * 6
+
+
+def test_what_the_ledger_ranks_is_what_the_decisions_rank(cluster: PaperCluster) -> None:
+    for spec in (sweep(), sweep("repeated", repeat=2, budget={"trials": 4}), asha()):
+        found = finish(cluster, submit(cluster, spec, key=spec.name))
+        with cluster.controller.ledger.read() as ledger:
+            record = ledger.sweeps.get(found.sweep.id)
+            first, mean = ledger.sweeps.best(record) or (None, None)
+            ranked = standings(ledger.sweeps.trials(record.id), spec.objective, spec.repeat)
+            parts = ledger.sweeps.used_by_run(record.id, cluster.clock.now())
+            assert first is not None
+            assert (first.number, mean) == (ranked[0].trials[0], pytest.approx(ranked[0].value))
+            assert ledger.sweeps.used(record.id, cluster.clock.now()).seconds == pytest.approx(
+                sum(part.seconds for part in parts.values())
+            )
+            assert ledger.sweeps.points(record.id) == 1 + max(trial.point for trial in found.trials)

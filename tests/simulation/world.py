@@ -214,7 +214,7 @@ class World(Executing):
 
     def _forget(self) -> None:
         """The controller is killed and begins again with its ledger."""
-        self.queue, self.coming = Queue(), {}
+        self.queue, self.coming, self.promised = Queue(), {}, {}
         for run in self.live():
             if run.state == RunState.QUEUED:
                 self._line_up(run)
@@ -225,7 +225,7 @@ class World(Executing):
         return [
             run
             for run in self.live()
-            if any(_possible(d, rooms) for d in shape_of(run.spec, run.pin_pool).demands)
+            if any(possible(d, rooms) for d in shape_of(run.spec, run.pin_pool).demands)
         ]
 
     def settle(self, longest: float) -> None:
@@ -242,7 +242,8 @@ class World(Executing):
             self.after(10.0, self._every_now_and_then)
 
 
-def _possible(demand: Demand, rooms: list[Room]) -> bool:
+def possible(demand: Demand, rooms: list[Room]) -> bool:
+    """Whether empty nodes take all ranks of it."""
     ranks = 0
     for room in rooms:
         trial = room.copy()

@@ -73,7 +73,7 @@ def titles(details: Sequence[RunDetail]) -> list[str]:
 
 def columns(comparison: Comparison | None) -> tuple[Axis, ...]:
     """The settings that differ and stand beside each run: the program's own first."""
-    rows = comparison.settings if comparison is not None else []
+    rows = [row for row in comparison.settings if not row.key.startswith("placement.")] if comparison else []
     chosen = sorted(rows, key=lambda row: not row.key.startswith("trainer."))[:_MOST_COLUMNS]
     names = short_names(row.key for row in chosen)
     return tuple(Axis(row.key, names[row.key], choices=_choices(row.values)) for row in chosen)

@@ -61,7 +61,7 @@ def run_curves(report: Report, metric: str, number: int) -> list[Figure]:
     def traces(x: Abscissa) -> list[Trace]:
         return [
             _line(entry.curves[metric], x, entry.label, run_color(place), 1.8, run_dash(place))
-            for place, entry in having
+            for place, entry in reversed(having)  # the legend reads from the last
         ]
 
     curves = [entry.curves[metric] for _, entry in having]

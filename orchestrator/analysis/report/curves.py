@@ -18,11 +18,15 @@ def curve(points: Sequence[PointView], attempts: Sequence[AttemptView], most: in
     """The points of one metric in the order of their steps, thinned to `most`."""
     ordered = sorted(points, key=lambda point: point.step)
     begun = _begun(ordered, attempts)
-    seconds = [
-        before + point.time_ms / 1000 - start for point in ordered for start, before in [begun[point.attempt]]
-    ]
+
+    def seconds(point: PointView) -> float:
+        start, before = begun[point.attempt]
+        return before + point.time_ms / 1000 - start
+
     whole = Curve(
-        tuple(point.step for point in ordered), tuple(seconds), tuple(point.value for point in ordered)
+        tuple(point.step for point in ordered),
+        tuple(map(seconds, ordered)),
+        tuple(point.value for point in ordered),
     )
     return thinned(whole, most)
 

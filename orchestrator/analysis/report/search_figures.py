@@ -164,10 +164,11 @@ def parallel(report: Report) -> list[Figure]:
     clipped = [min(max(value, low), high) for value in values]
     dimensions = [_dimension(one, entries) for one in by_importance(report)[:MOST_AXES]]
     dimensions.append(_linear(report.metric, clipped, _wide(low, high)))
-    # By rank: the best in its colour, the others the fainter the worse they are.
-    order = sorted(range(len(entries)), key=lambda n: values[n] if report.minimize else -values[n])
+    # By rank: the fainter the worse they are; the best in its colour and, as the highest, above all others.
+    order = sorted(range(len(entries)), key=lambda n: -values[n] if report.minimize else values[n])
     rank = {n: place for place, n in enumerate(order)}
-    colors = [(0.0, BEST), (0.5 / len(entries), BEST), (0.5 / len(entries), MUTED), (1.0, FAINT)]
+    last = 1 - 0.5 / len(entries)
+    colors = [(0.0, FAINT), (last, MUTED), (last, BEST), (1.0, BEST)]
     trace = {
         "type": "parcoords",
         "line": {

@@ -23,6 +23,7 @@ from orchestrator.analysis.report.tables import (
     machines,
 )
 from orchestrator.analysis.report.verdict import verdict
+from orchestrator.domain.energy import EnergySource
 from orchestrator.messages import CheckpointView
 from orchestrator.messages_sweeps import SweepDetail
 from orchestrator.spec.sweep import Pruner, Sampler
@@ -216,9 +217,16 @@ def _machines(report: Report) -> Section | None:
     if not figures:
         return None
     best = " The best trial has a frame." if report.sweep and report.best is not None else ""
-    note = f"Each bar is an attempt; gaps are pauses.{best}"
+    note = f"Each bar is an attempt; gaps are pauses.{best}{_energy_note(report)}"
     body = join(*(figure.place for figure in figures), machines(report))
     return Section("machines", "What ran where and when", body, figures, note)
+
+
+def _energy_note(report: Report) -> str:
+    sources = {one.energy_source for entry in report.entries for one in entry.attempts} - {None}
+    if not sources or sources == {EnergySource.MEASURED}:
+        return ""
+    return f" Energy is estimated{'' if sources == {EnergySource.ESTIMATED} else ' in part'}."
 
 
 def _failures(report: Report) -> Section | None:

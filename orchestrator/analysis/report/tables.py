@@ -196,8 +196,19 @@ def machines(report: Report) -> Html:
             lambda row: seconds[nodes[row]],
             right=True,
         ),
+        *_energy(
+            report,
+            lambda row: _total(one.energy_kwh for one in work[nodes[row]]),
+            lambda row: _total(one.cost for one in work[nodes[row]]),
+            range(len(nodes)),
+        ),
     ]
     return table(columns, range(len(nodes)))
+
+
+def _total(amounts: Iterable[float | None]) -> float | None:
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if known else None
 
 
 def _each(found: Iterable[str]) -> str:

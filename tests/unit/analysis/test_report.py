@@ -130,6 +130,17 @@ def test_the_leaderboard_has_every_trial_and_marks_one(report: Report) -> None:
 def test_without_energy_there_are_no_columns_of_it(report: Report) -> None:
     text = Tags(render(without_energy(report))).text
     assert not [word for word in text if word in ("kWh", "cost (EUR)", "energy", "cost of energy")]
+    assert not [word for word in text if "Energy is" in word]
+
+
+def test_energy_adds_up_and_says_where_it_is_an_estimate(report: Report) -> None:
+    page = render(report)
+    table = page[page.index('<section id="machines">') :]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", table)
+    total = sum(entry.energy_kwh or 0 for entry in report.entries)
+    assert [cells[0], cells[7]] == ["gaming-pc", "laptop"]
+    assert float(cells[5]) + float(cells[12]) == pytest.approx(total, abs=0.02)
+    assert "Energy is estimated in part." in page
 
 
 def test_failures_name_the_command_that_shows_why(report: Report) -> None:
@@ -271,7 +282,8 @@ def test_parallel_coordinates_have_a_place_for_what_a_trial_does_not_have(report
     assert rate["ticktext"][0] == "0.0001"
     assert rate["range"][0] <= min(rate["values"]) < max(rate["values"]) <= rate["range"][1]
     values = trace["dimensions"][-1]["values"]
-    assert trace["line"]["color"][values.index(min(values))] == 0
+    ranks = trace["line"]["color"]
+    assert ranks[values.index(min(values))] == max(ranks) == trace["line"]["cmax"] == len(values) - 1
 
 
 def test_importance_is_ordered_and_left_out_where_nothing_is_known(report: Report) -> None:

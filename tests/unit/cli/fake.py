@@ -33,6 +33,8 @@ from orchestrator.messages import (
     SubmitRequest,
     Submitted,
     TagRequest,
+    TariffRequest,
+    TariffView,
 )
 from orchestrator.messages_top import TopView
 from orchestrator.spec.models import RunSpec, Variant
@@ -189,6 +191,7 @@ class FakeController:
     garbage_wanted: bool = False
     """Whether it was to be deleted."""
     points: list[PointView] = field(default_factory=list)
+    tariff: TariffView = field(default_factory=TariffView)
     nodes: list[NodeView] = field(default_factory=list)
     failures: list[Callable[[Handler], None]] = field(default_factory=list)
     """Each is used up by one request, in place of its answer."""
@@ -217,6 +220,12 @@ class FakeController:
                 return Health(version="0.1.0", cluster_id="c1")
             case "GET", ["top"] if self.top is not None:
                 return self.top
+            case "GET", ["tariff"]:
+                return self.tariff
+            case "PUT", ["tariff"]:
+                spec = TariffRequest.model_validate(body).tariff
+                self.tariff = TariffView(tariff=spec, price=spec.default if spec else None)
+                return self.tariff
             case "GET", ["nodes"]:
                 return self.nodes
             case "POST" | "DELETE", ["nodes", name, "drain"]:

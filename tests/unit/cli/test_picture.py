@@ -13,7 +13,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.screen import Screen
 
-from orchestrator.cli.picture import Picture, bar, frame, heights, sparkline
+from orchestrator.cli.picture import Picture, frame
+from orchestrator.cli.sections import bar, heights, sparkline
 from orchestrator.domain.states import RunState
 from orchestrator.messages import Health
 from orchestrator.messages_top import TopView

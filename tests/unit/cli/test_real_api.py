@@ -13,8 +13,9 @@ from orchestrator.api.app import create_app
 from orchestrator.client import Client
 from orchestrator.domain.states import RunState
 from orchestrator.errors import ConflictError, NotFoundError, SpecError, UnauthorizedError
-from orchestrator.messages import RunDetail, SubmitRequest
+from orchestrator.messages import RunDetail, SubmitRequest, TariffView
 from orchestrator.spec import Variant
+from orchestrator.spec.tariff import TariffBand, TariffSpec
 from tests.support import wait_until
 from tests.unit.cli.fake import NOW, spec
 from tests.unit.control.conftest import TOKEN, PaperGateway, build
@@ -125,3 +126,13 @@ def test_what_is_said_about_the_cluster(real: Client, api: TestClient) -> None:
     with Client("http://testserver", transport=api._transport) as stranger:
         assert stranger.health().cluster_id == ""
     assert real.shutdown() == 0
+
+
+def test_tariffs(real: Client) -> None:
+    assert real.tariff() == real.set_tariff(None) == TariffView()
+    spec = TariffSpec(tz="Europe/Paris", default=0.25, bands=[TariffBand(hours="22:00-06:00", price=0.1)])
+    view = real.set_tariff(spec)
+    assert real.tariff().tariff == view.tariff == spec
+    assert view.price in (0.1, 0.25)
+    assert view.until is not None
+    assert real.set_tariff(None).tariff is None

@@ -16,7 +16,7 @@ from orchestrator.domain.sweeps import SweepState
 from orchestrator.domain.times import Cron
 from orchestrator.errors import ConflictError, NotFoundError, SpecError, UnavailableError
 from orchestrator.messages_schedules import ScheduleView
-from orchestrator.spec.sweep import Parameter, SweepSpec
+from orchestrator.spec.sweep import Budget, Parameter, SweepSpec
 from orchestrator.store.ledger import Ledger
 from tests.unit.control.nights import NOON, Nights
 from tests.unit.records import spec
@@ -149,7 +149,8 @@ def test_a_fire_replaces_what_runs_and_what_waits(nights: Nights) -> None:
 
 
 def test_what_runs_as_a_sweep(nights: Nights) -> None:
-    search = SweepSpec(name="search", base=spec(), space={"priority": Parameter(choice=[1, 2])})
+    space = {"priority": Parameter(choice=[1, 2])}
+    search = SweepSpec(name="search", base=spec(), space=space, budget=Budget(trials=2))
     schedule = nights.add(sweep=search, overlap="replace")
     nights.go(hours=9)
     for _ in range(2):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.control import sampling
 from orchestrator.control.sampling import Search, Suggestion, importance
 from orchestrator.domain.sweeps import TrialRecord, TrialState
+from orchestrator.errors import SetupError
 from orchestrator.spec import SweepSpec
 from orchestrator.spec.space import points
 from tests.unit.sweeps import LR, sweep, trial
@@ -83,7 +87,7 @@ def test_a_restarted_controller_goes_on_with_the_same_points(kind: str) -> None:
     """At every point, with trials open, complete, pruned and failed, in whatever order they ended."""
     night = Night(of(kind))
     search = Search(night.spec)
-    for point in range(12 if kind == "gp" else 24):
+    for point in range({"gp": 12, "cmaes": 48}.get(kind, 24)):
         found = search.ask(night.trials, point)
         restarted = Search(SweepSpec.model_validate_json(night.spec.model_dump_json()))
         assert restarted.ask(night.trials, point) == found
@@ -303,3 +307,21 @@ def test_importance_is_about_the_rung_that_most_have_reached() -> None:
         trials.append(trial(point, TrialState.PRUNED, params=params, values={0: loss(params)}))
     trials[3] = replace(trials[3], state=TrialState.COMPLETE, value=0.1)
     assert next(iter(importance(trials, spec))) in ("trainer.learning_rate", "trainer.dropout")
+
+
+def test_a_controller_without_sweeps_loads_nothing_for_them() -> None:
+    program = "import sys, orchestrator.control.sampling; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"optuna", "cmaes", "numpy", "torch", "sklearn"}.isdisjoint(done.stdout.split())
+
+
+@pytest.mark.parametrize(("kind", "package"), [("tpe", "optuna"), ("gp", "optuna"), ("cmaes", "cmaes")])
+def test_a_package_that_is_missing_is_named(kind: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "orchestrator.control.evolution", raising=False)
+    monkeypatch.setattr(sampling, "_optuna", sampling._optuna.__wrapped__)
+    monkeypatch.setattr(sampling, "_evolve", sampling._evolve.__wrapped__)
+    done = [trial(n, TrialState.COMPLETE, params={"trainer.n_layer": 2}, value=1.0 + n) for n in range(6)]
+    with pytest.raises(SetupError, match=f"^{package} is not installed"):
+        Search(of(kind)).ask(done, 6)
+    assert Search(of("random")).ask(done, 6) is not None

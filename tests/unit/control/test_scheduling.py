@@ -133,6 +133,9 @@ def test_a_restarted_controller_has_the_same_queue_without_reading_whole_specs(
         RunSpec.model_validate({**trained, "start": "best", "wait": "5m", "max_duration": "2h"}),
         spec("plain"),
         spec("wide", placement=[Variant(pool="laptop", cpus=2, ranks=3)], experiment="other"),
+        RunSpec.model_validate(
+            {**trained, "name": "night", "window": ["22:00-07:00", "1:00-2:00"], "max_price": 0.2}
+        ),
     ]
     ids = [
         controller.service.submit(SubmitRequest(spec=one, key=one.name, user="bob")).run_id for one in specs
@@ -149,7 +152,7 @@ def test_a_restarted_controller_has_the_same_queue_without_reading_whole_specs(
     monkeypatch.setattr(RunSpec, "model_validate", None)
     again = Controller(controller.config, controller.gateway)
     assert {one.run_id: one for one in again.board.queue} == before
-    assert len(before) == 3
+    assert len(before) == 4
     assert all(again.board.queue.get(one).shape is before[one].shape for one in ids)
 
 

@@ -136,6 +136,14 @@ def test_where_memory_ran_out_it_goes_only_where_no_other_node_is_large_enough()
     assert starts(desk_of([wide], [small, node("b", pool="laptop", cpus=1)])) == [(wide.id, "a")]
 
 
+def test_nodes_that_are_too_few_for_a_gang_are_no_reason_to_stay_away() -> None:
+    placement = [Variant(pool="laptop", cpus=1), Variant(pool="lab", cpus=1, ranks=3)]
+    one = run(avoid=(("a", Reason.HOST_MEMORY),), spec=spec(placement=placement))
+    laptop, lab = node("a", pool="laptop", cpus=2), node("b", pool="lab", cpus=2)
+    assert starts(desk_of([one], [laptop, lab])) == [(one.id, "a")]
+    assert starts(desk_of([one], [laptop, lab, replace(lab, ray_id="ray-c", name="c")])) == [(one.id, "b")]
+
+
 def test_nobody_makes_room_or_keeps_a_node_where_memory_ran_out() -> None:
     small, large = node("a", pool="laptop", cpus=2), node("b", pool="laptop", cpus=2)
     one = run(avoid=(("a", Reason.HOST_MEMORY),), spec=spec(priority=5))
@@ -161,6 +169,14 @@ def test_backoff_and_hold_are_kept() -> None:
     assert starts(desk_of([waiting], [node()], now=T + 5)) == [(waiting.id, "laptop")]
     back = run(held=True)
     assert starts(desk_of([back], [node()])) == []
+    queue = Queue()
+    queue.add(waiting_of(waiting))
+    queue.add(waiting_of(replace(waiting, held=True)))
+    queue.due(T + 5)
+    assert queue.levels() == [], "held while it was paused"
+    queue.add(waiting_of(waiting))
+    queue.due(T + 5)
+    assert len(queue.levels()) == 1
     assert "held back" in why(desk_of([back], [node()]), back).why
 
 
@@ -262,6 +278,16 @@ def test_what_is_expected_to_end_in_time_may_go_before() -> None:
     assert starts(desk) == [("shorter", "laptop")], "its limit ends it in time, whatever is expected"
 
 
+def test_nothing_goes_before_where_all_that_is_in_the_way_was_ordered_to_go() -> None:
+    big, short = wide("big", 1), wide("short", 2, 1, max_duration=5.0)
+    going = held("going", "laptop", cpus=2.0, ends=T + 100, stopping=True)
+    assert starts(desk_of([big, short], [node(cpus=4)], [going])) == [], "it would be ordered to go, too"
+    overdue = held("overdue", "laptop", cpus=3.0, ends=T - 100)
+    assert starts(desk_of([big, short], [node(cpus=7)], [overdue, going])) == [], "nothing is left of it"
+    stays = held("stays", "laptop", cpus=1.0, ends=T + 100)
+    assert starts(desk_of([big, short], [node(cpus=4)], [going, stays])) == [("short", "laptop")]
+
+
 def test_a_shorter_run_of_the_same_shape_may_go_before_though_longer_ones_may_not() -> None:
     machine = node(cpus=4)
     grants = [held("x", "laptop", cpus=2.0, ends=T + 100)]
@@ -293,6 +319,27 @@ def test_backfill_takes_what_will_be_left_over_and_other_nodes() -> None:
     other = node("second", pool="laptop", cpus=2)
     desk = desk_of([big, small, more], [node(cpus=4), other], grants)
     assert starts(desk) == [("s", "second"), ("t", "second")]
+
+
+def test_backfill_takes_the_gpu_that_will_be_left_over() -> None:
+    cards = NodeReport(tuple(GpuState(index, "card", 12 * GIB) for index in range(2)))
+    machine = node("gpu", gpus=2, cpus=4, report=cards)
+    share = Demand(0, "gpu", 1.0, 1, 3 * GIB)
+    grants = [
+        held("going", "gpu", demand=share, gpu_ids=(0,), stopping=True),
+        held("stays", "gpu", demand=share, gpu_ids=(1,)),
+    ]
+    first = run("first", 1, spec=spec(placement=[Variant(pool="gpu", cpus=1, gpus=1)]))
+    (start,) = desk_of([first, shared("small", 2, 3)], [machine], grants).plan.starts
+    assert (start.waiting.run_id, start.places[0].gpu_ids) == ("small", (1,))
+
+
+def test_all_ranks_of_a_gang_keep_to_what_will_be_left_over() -> None:
+    pair = [Variant(pool="laptop", cpus=1, ranks=2)]
+    gang, big = run("pair", 2, spec=spec(placement=pair)), wide("big", 1)
+    grants = [held("x", "laptop", cpus=3.0)]
+    assert starts(desk_of([big, gang], [node(cpus=5)], grants)) == []
+    assert starts(desk_of([big, gang], [node(cpus=6)], grants)) == [("pair", "laptop")]
 
 
 def test_an_older_run_of_another_pool_is_in_nobodys_way() -> None:

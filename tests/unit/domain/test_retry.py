@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.domain.records import Member, RankEnd, RunRecord
 from orchestrator.domain.retry import BACKOFF_LONGEST_S, JITTER, backoff, decide
 from orchestrator.domain.states import CONSEQUENCES, Phase, Reason, RunState, Then
-from orchestrator.domain.transitions import after_attempt
+from orchestrator.domain.transitions import after_attempt, after_left_attempt
 from tests.unit.records import NOW, attempt, run, spec
 
 RETRIED = {reason for reason in Reason if CONSEQUENCES[reason].then == Then.RETRY}
@@ -113,6 +113,16 @@ def test_a_node_that_was_too_small_is_avoided_for_good_and_a_broken_one_once() -
     assert dict(one.avoid) == {"small": Reason.HOST_MEMORY}
     assert after(one, "fine", Reason.MOVED).avoid == one.avoid
     assert after(run(), "fine", Reason.PROGRAM_FAILED).avoid == ()
+
+
+def test_an_attempt_that_was_left_shows_late_that_its_node_is_too_small() -> None:
+    one = run(state=RunState.RUNNING, attempt=2, avoid=(("bad", Reason.AGENT_LOST),))
+    left = attempt(node="small", phase=Phase.ENDED, ended_at=NOW)
+    assert after_left_attempt(one, left, Reason.AGENT_LOST) == one
+    small = after_left_attempt(one, left, Reason.HOST_MEMORY)
+    assert small == replace(one, avoid=(("bad", Reason.AGENT_LOST), ("small", Reason.HOST_MEMORY)))
+    ended = replace(one, state=RunState.SUCCEEDED)
+    assert after_left_attempt(ended, left, Reason.HOST_MEMORY) == ended
 
 
 def test_of_a_gang_the_node_is_avoided_that_is_to_blame() -> None:

@@ -27,7 +27,7 @@ TRAINER = sorted((CONFIGS / "trainer").glob("*.yaml"))
 
 
 def test_there_are_configurations() -> None:
-    assert {"demo", "laptop", "gpu", "handover", "any-script"} <= {path.stem for path in SPECS}
+    assert {"demo", "laptop", "gpu", "handover", "any-script", "overnight"} <= {path.stem for path in SPECS}
     assert {"laptop", "gpu"} <= {path.stem for path in TRAINER}
 
 

@@ -366,6 +366,18 @@ def test_a_base_that_cannot_be_read_is_one_problem(folder: Path, content: str | 
     assert expected.format(folder=folder) in str(problem)
 
 
+def test_a_path_that_would_break_the_line_is_shown_as_one(folder: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_sweep(folder / "s.yaml", [r'base="a\n.yaml"'])
+    (problem,) = caught.value.problems
+    assert str(problem).endswith(r"a\n.yaml: no such file")
+
+
+def test_the_home_of_nobody_is_no_file(folder: Path) -> None:
+    with pytest.raises(SpecError, match=r"~nobody-of-this-name/s\.yaml: no such file"):
+        load_sweep(folder / "s.yaml", ["base=~nobody-of-this-name/s.yaml"])
+
+
 def test_an_override_may_name_another_base(folder: Path) -> None:
     (folder / "other.yaml").write_text("name: other\ntrainer: {max_steps: 9}\n")
     spec = load_sweep(folder / "s.yaml", ["base.trainer.n_head=1", "base=other.yaml"]).spec

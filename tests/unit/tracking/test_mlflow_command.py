@@ -14,8 +14,10 @@ from orchestrator.errors import SetupError
 
 def test_the_known_version_is_one_uvicorn_process(tmp_path: Path) -> None:
     argv, env = command.mlflow_command(tmp_path, "127.0.0.1", 5000)
-    assert argv[1:3] == ["-m", "uvicorn"]
-    assert "--workers" not in argv, "uvicorn without workers serves in the process that was started"
+    assert argv[1:] == [
+        *("-P", "-m", "orchestrator.cluster.calm_server"),
+        *("127.0.0.1", "5000", "mlflow.server.fastapi_app:app"),
+    ]
     assert env["_MLFLOW_SERVER_FILE_STORE"] == f"sqlite:///{tmp_path}/mlflow.db"
     assert env["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] == str(tmp_path / "artifacts")
     assert env["MLFLOW_DISABLE_TELEMETRY"] == "true"

@@ -1,0 +1,59 @@
+"""A run with a window on a real stack: it saves and ends before the minute strikes, and goes on at the next
+opening from where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.stack import Stack, running_stack, tiny_gpt
+from tests.support import wait_until
+
+GRACE_S = 10.0
+MINUTE = timedelta(minutes=1)
+FOREVER = 200_000
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One node; runs are told to save ten seconds before their windows end."""
+    home = tmp_path_factory.mktemp("orch") / "home"
+    with running_stack(home, "laptop:cpus=1", env={"ORCH_WINDOW_GRACE": f"{GRACE_S:g}"}) as running:
+        yield running
+    assert running.leftovers() == []
+
+
+def test_a_run_ends_before_the_minute_strikes_and_goes_on_at_the_next_opening(
+    stack: Stack, text: Path
+) -> None:
+    now = datetime.now(UTC)
+    closes = now.replace(second=0, microsecond=0) + 2 * MINUTE  # in one to two minutes
+    opens = closes + MINUTE
+    window = [
+        {"hours": f"{now - MINUTE:%H:%M}-{closes:%H:%M}", "tz": "UTC"},
+        {"cron": f"{opens:%M %H} * * *", "until": f"{opens + 30 * MINUTE:%H:%M}", "tz": "UTC"},
+    ]
+    run_id = stack.submit(
+        tiny_gpt("nightly", text, FOREVER, checkpoint={"every_steps": 100_000}, window=window, retries=0)
+    )
+    stack.wait_step(run_id, 20)
+    detail = stack.wait_state(run_id, "queued", timeout=140)
+    (first,) = detail["attempts"]
+    ended = datetime.fromisoformat(first["ended_at"])
+    assert first["reason"] == "window"
+    assert closes - timedelta(seconds=GRACE_S) <= ended < closes, "told to save in time, and ended in time"
+    assert "too soon to start" in stack.orch("why", run_id)
+    wait_until(lambda: "outside its window" in stack.orch("why", run_id), 30, stack.evidence)
+    assert datetime.now(UTC) >= closes
+    assert f"at {opens:%H:%M}" in stack.json("ls")[0]["message"]
+    wait_until(lambda: len(stack.show(run_id)["attempts"]) == 2, 90, stack.evidence)
+    stack.wait_step(run_id, first["last_step"] + 50)
+    _, second = stack.show(run_id)["attempts"]
+    assert datetime.fromisoformat(second["created_at"]) >= opens
+    assert second["first_step"] == first["last_step"], "no step is lost, though none was to be saved by count"
+    points = [point["step"] for point in stack.get(f"/v1/runs/{run_id}/points", key="train/loss")]
+    assert points == list(range(0, points[-1] + 5, 5)), "each step once"
+    stack.orch("cancel", run_id)

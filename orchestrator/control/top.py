@@ -89,8 +89,9 @@ class Top:
 
     def view(self, health: Health, since: datetime) -> TopView:
         """Everything now, with the energy since an instant."""
-        now = self._clock.now()
+        now, waiting = self._clock.now(), self._waits.get()
         with self._board.lock:
+            waiting = [one for one in waiting if one.id in self._board.queue]
             records = {record.id: record for record in self._board.executing()}
             attempts = self._board.open_attempts()
             queued = len(self._board.queue)
@@ -102,7 +103,7 @@ class Top:
             draining=self._scheduling.draining,
             running=self._running([(run, one) for run, one in counted if run is not None], watts),
             running_total=len(records),
-            waiting=self._waits.get(),
+            waiting=waiting,
             waiting_total=queued,
             nodes=self._nodes(attempts, watts),
             sweeps=self._sweeps.get(),

@@ -86,6 +86,18 @@ def test_what_executes_and_what_waits(it: Watched) -> None:
     assert view.energy.watts == pytest.approx(30.0)
 
 
+def test_what_has_just_begun_waits_no_longer(it: Watched) -> None:
+    on_laptop = {"migrate": "never", "placement": [Variant(pool="laptop", cpus=2)]}
+    first = it.submit("one", **on_laptop)
+    it.trains(first, 1)
+    second = it.controller.service.submit(_request("two", **on_laptop)).run_id
+    assert [one.id for one in it.look().waiting] == [second]
+    it.end(first, 1, Reason.COMPLETED)
+    view = it.look(0)
+    assert [one.run.id for one in view.running] == [second]
+    assert (view.waiting, view.waiting_total) == ([], 0)
+
+
 def test_when_hours_begin_and_when_there_is_room(it: Watched) -> None:
     night = [WindowRule(hours="23:00-24:00", tz="UTC")]
     it.controller.service.submit(_request("night", window=night, max_duration=600.0))

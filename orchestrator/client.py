@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
         SweepSubmitted,
         SweepView,
     )
+    from orchestrator.messages_top import TopView
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -423,6 +425,13 @@ class Client:
         """
         path = f"/v1/nodes/{quote(node, safe='')}/drain"
         return self._one(NodeView, "DELETE" if undo else "POST", path)
+
+    def overview(self, since: datetime) -> TopView:
+        """The whole cluster at one look, with the energy that was used since an aware instant of the last two
+        days."""
+        from orchestrator.messages_top import TopView
+
+        return self._one(TopView, "GET", "/v1/top", {"since": since.isoformat()})
 
     def health(self) -> Health:
         """Who answers. Without a token only `version` is filled."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
-from typing import Annotated
 
-from fastapi import Depends, FastAPI, Header, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from orchestrator import __version__
-from orchestrator.api import agents, clients, schedules, sweeps
-from orchestrator.api.auth import authorized, has_token
+from orchestrator.api import agents, clients, health, schedules, sweeps, top
+from orchestrator.api.auth import authorized
 from orchestrator.control.controller import Controller
 from orchestrator.errors import (
     ConflictError,
@@ -27,7 +24,7 @@ from orchestrator.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from orchestrator.messages import Health, Problem
+from orchestrator.messages import Problem
 
 log = logging.getLogger(__name__)
 
@@ -60,35 +57,11 @@ def create_app(controller: Controller, token: str, cluster_id: str) -> FastAPI:
     app.include_router(sweeps.router, dependencies=[Depends(authorized)])
     app.include_router(schedules.router, dependencies=[Depends(authorized)])
     app.include_router(agents.router, dependencies=[Depends(authorized)])
-    app.add_api_route("/v1/health", health, methods=["GET"])
+    app.include_router(top.router, dependencies=[Depends(authorized)])
+    app.add_api_route("/v1/health", health.health, methods=["GET"])
     app.add_exception_handler(OrchError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     return app
-
-
-def health(request: Request, authorization: Annotated[str, Header()] = "") -> Health:
-    """Who answers. Without the token only the version is said."""
-    state = request.app.state
-    if not has_token(request, authorization):
-        if authorization:
-            authorized(request, authorization)
-        return Health(version=__version__, cluster_id="")
-    controller: Controller = state.controller
-    shipping = controller.shipper.status() if controller.shipper else None
-    return Health(
-        version=__version__,
-        cluster_id=state.cluster_id,
-        ray_version=version("ray"),
-        python_version=platform.python_version(),
-        store_uri=controller.config.store_uri,
-        store_id=controller.store_id,
-        mlflow_url=controller.config.mlflow_url,
-        ray_address=controller.config.ray_address,
-        ray_connected=controller.watcher.fleet.connected,
-        mlflow_connected=shipping.connected if shipping else None,
-        mlflow_pending=shipping.pending_points if shipping else 0,
-        mlflow_error=(shipping.last_error or "") if shipping else "",
-    )
 
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:

@@ -27,6 +27,7 @@ from orchestrator.cli import (
     spec,
     sweeps,
     tariff,
+    top,
     views,
 )
 
@@ -69,6 +70,7 @@ def _root(
 for topic in (
     runs,
     sweeps,
+    top,
     schedules,
     queue,
     views,

@@ -52,6 +52,7 @@ STATE_STYLES = {
     "drained": "dim",
     "in use": "yellow",
     "excluded": "red",
+    "away": "magenta",
 }
 
 

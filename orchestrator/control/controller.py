@@ -12,6 +12,7 @@ from orchestrator.control.beats import Beats
 from orchestrator.control.best import Best
 from orchestrator.control.board import Board
 from orchestrator.control.config import ControllerConfig
+from orchestrator.control.curves import Curves
 from orchestrator.control.deadlines import Deadlines
 from orchestrator.control.energy import EnergyBook
 from orchestrator.control.estimates import Estimates
@@ -43,6 +44,8 @@ from orchestrator.control.sweep_views import SweepViews
 from orchestrator.control.sweeps import Sweeps
 from orchestrator.control.tariffs import TariffBook
 from orchestrator.control.telling import Telling
+from orchestrator.control.today import Today
+from orchestrator.control.top import CURVES, Top
 from orchestrator.control.tracking import Tracking
 from orchestrator.control.views import Views
 from orchestrator.control.wording import Wording
@@ -111,6 +114,7 @@ class Controller:
         self.schedules = Schedules(self.ledger, self.firing, clock)
         self.sweep_views = SweepViews(self.ledger, self.spool, views, clock, config.mlflow_url)
         self.reporting = self._reporting(files, views)
+        self.top = self._top(views)
         self.loop = self._loop()
         self.wording = Wording(self.ledger, self.spool, config.mlflow_url)
         targets, sender = TargetFile(config.home.notify_file), Sender(clock=clock)
@@ -196,6 +200,22 @@ class Controller:
             ),
             self._clock,
             tracked=bool(self.config.mlflow_url),
+        )
+
+    def _top(self, views: Views) -> Top:
+        return Top(
+            self.ledger,
+            self.live,
+            self.board,
+            self.scheduling,
+            self.watcher,
+            views,
+            self.machines,
+            self.schedules,
+            self.energy,
+            Today(self.ledger, self._clock),
+            Curves(self.spool, CURVES),
+            self._clock,
         )
 
     def _loop(self) -> Loop:

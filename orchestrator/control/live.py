@@ -12,6 +12,8 @@ from orchestrator.messages import Rendezvous, Transfer
 _PACE_S = 60.0
 _PACE_LEAST_S = 5.0
 """A pace is told from stretches of so many seconds."""
+_SPEAKS_S = 30.0
+"""What was told longer ago is not what is the case now."""
 _SLOWER = 2.0
 """How much slower a step may count than those before it."""
 
@@ -41,6 +43,10 @@ class Sign:
     rendezvous: Rendezvous | None = None
     energy: Energy | None = None
     """What it has used since it began."""
+    counted: tuple[float, float] | None = None
+    """An earlier moment and its joules, by which `watts` is told."""
+    watts: float | None = None
+    """Over the last minute at most."""
     spoke: bool = False
     """Whether its agent has been heard of at all."""
 
@@ -82,6 +88,8 @@ class LiveBoard:
                 pace = (now - base[0]) / (known - base[1])
             if known is not None and known != before.step:
                 before = _stepped(before, known, now)
+            if energy is not None:
+                before = _counted(before, energy.joules, now)
             self._signs[key] = replace(
                 before,
                 at=now,
@@ -145,6 +153,13 @@ class LiveBoard:
             signs = [(key[2], sign) for key, sign in self._signs.items() if key[:2] == (run_id, attempt)]
         return {rank: sign.energy for rank, sign in signs if sign.energy is not None}
 
+    def watts(self, run_id: str, attempt: int) -> dict[int, float]:
+        """What each rank that has said so, and still speaks, uses."""
+        with self._lock:
+            now = self._clock.monotonic()
+            signs = [(key[2], sign) for key, sign in self._signs.items() if key[:2] == (run_id, attempt)]
+        return {rank: s.watts for rank, s in signs if s.watts is not None and now - s.at < _SPEAKS_S}
+
     def forget(self, run_id: str, attempt: int) -> None:
         """The attempt has ended."""
         with self._lock:
@@ -169,3 +184,13 @@ def _stepped(sign: Sign, step: int, now: float) -> Sign:
         return replace(sign, stepped=now)
     step_s = (now - sign.stepped) / (step - sign.step)
     return replace(sign, stepped=now, step_s=min(step_s, _SLOWER * (sign.step_s or step_s)))
+
+
+def _counted(sign: Sign, joules: float, now: float) -> Sign:
+    """The sign once this energy was heard of."""
+    base = sign.counted
+    if base is None or now - base[0] > _PACE_S or joules < base[1]:
+        return replace(sign, counted=(now, joules))
+    if now - base[0] > _PACE_LEAST_S:
+        return replace(sign, watts=(joules - base[1]) / (now - base[0]))
+    return sign

@@ -227,6 +227,13 @@ class Scheduling:
             first = heapq.nsmallest(count, self._board.queue, key=lambda one: one.order)
         return [one.run_id for one in first]
 
+    def line(self, count: int, fleet: Fleet) -> list[tuple[Waiting, Verdict]]:
+        """The first runs that wait, with what stands in the way of each."""
+        with self._lock, self._board.lock:
+            first = heapq.nsmallest(count, self._board.queue, key=lambda one: one.order)
+            desk = self._shown_desk(fleet) if first else None
+            return [(one, explain(one, desk)) for one in first] if desk is not None else []
+
     def ahead(self, priority: int) -> int:
         """Waiting runs that go before a new one of this priority."""
         with self._board.lock:

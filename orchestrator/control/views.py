@@ -56,8 +56,12 @@ class Views:
         ids = [run.id for run in runs]
         with self._ledger.read() as ledger:
             attempts = ledger.last_attempts(ids)
-        latest = self._spool.latest_many(ids, keys=_KEYS)
-        return [self._run(run, attempts.get(run.id), latest.get(run.id, {})) for run in runs]
+        return self.executing([(run, attempts.get(run.id)) for run in runs])
+
+    def executing(self, runs: Sequence[tuple[RunRecord, AttemptRecord | None]]) -> list[RunView]:
+        """The same of runs whose newest attempts are known; of one moment each."""
+        latest = self._spool.latest_many([run.id for run, _ in runs], keys=_KEYS)
+        return [self._run(run, attempt, latest.get(run.id, {})) for run, attempt in runs]
 
     @property
     def currency(self) -> str | None:

@@ -250,6 +250,12 @@ class Transaction:
         rows = self._all(query.order_by(table.c.ended_at.desc()).limit(most))
         return [_attempt(row) for row in reversed(rows)]
 
+    def counted_since(self, since: datetime) -> list[AttemptRecord]:
+        """Attempts whose energy was written down since then. Reads the whole table."""
+        table = tables.attempts
+        where = table.c.energy_source.is_not(None) & (table.c.energy_at >= since.isoformat())
+        return [_attempt(row) for row in self._all(select(table).where(where))]
+
     # ---- events
 
     def add_event(self, run_id: str, at: datetime, kind: str, text: str) -> None:

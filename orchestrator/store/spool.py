@@ -25,7 +25,15 @@ from orchestrator.errors import NotFoundError
 from orchestrator.messages import Point, PointView
 from orchestrator.store.outbox import TASK, AnyTask, LogArtifact, tracking_key
 from orchestrator.store.spool_files import SpoolFiles
-from orchestrator.store.spool_schema import SCHEMA, VERSION, Backlog, StoredPoint, StoredTask, TaskFailure
+from orchestrator.store.spool_schema import (
+    SCHEMA,
+    VERSION,
+    Backlog,
+    StoredPoint,
+    StoredTask,
+    Stretches,
+    TaskFailure,
+)
 from orchestrator.store.sqlite_file import SqliteFile
 
 _INT64 = 2**63
@@ -108,6 +116,19 @@ class Spool:
             PointView(key=key, step=step, time_ms=at, value=value, attempt=attempt)
             for key, step, at, value, attempt in rows
         ]
+
+    def stretches(self, asked: Sequence[Stretches]) -> list[list[tuple[int, float, int, int]]]:
+        """For each: (step // width, sum of values, number of points, highest step), in the order of steps."""
+        query = (
+            "SELECT p.step / ?, SUM(p.value), COUNT(*), MAX(p.step) FROM runs r JOIN series s ON s.run = r.id"
+            " JOIN points p ON p.series = s.id WHERE r.run_id = ? AND s.key = ? AND p.step > ?"
+            " GROUP BY 1 ORDER BY 1"
+        )
+        with self._db.read() as db:
+            return [
+                db.execute(query, (one.width, one.run_id, tracking_key(one.key), one.after_step)).fetchall()
+                for one in asked
+            ]
 
     def keys(self, run_id: str) -> list[str]:
         """The names of a run's metrics, sorted."""

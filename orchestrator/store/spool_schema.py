@@ -67,6 +67,16 @@ class StoredPoint:
 
 
 @dataclass(frozen=True)
+class Stretches:
+    """Which points to add up: those of a series after a step, apart for each `width` steps."""
+
+    run_id: str
+    key: str
+    after_step: int
+    width: int
+
+
+@dataclass(frozen=True)
 class StoredTask:
     """A task of the outbox. `seq` names this version of it: a replacement has another."""
 

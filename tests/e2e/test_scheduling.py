@@ -43,6 +43,28 @@ def command(name: str, pool: str, until: Path | None = None, **values: Any) -> d
     return {"name": name, "command": {"argv": argv}, "placement": placement, **values}
 
 
+def check_top(stack: Stack, running: str, waiting: list[str]) -> None:
+    """What executes and what waits is in the live picture, as JSON and as text."""
+    view = wait_until(lambda: _waits(stack.json("top"), len(waiting)), 20, stack.evidence)
+    assert [one["run"]["id"] for one in view["running"]] == [running]
+    assert {one["id"] for one in view["waiting"]} == set(waiting)
+    assert view["waiting"][0]["id"] == waiting[0]
+    assert {one["node"]["name"]: one["node"]["runs"] for one in view["nodes"]} == {
+        "laptop": ["running"],
+        "gpu": [],
+    }
+    assert view["health"]["ray_connected"]
+    shown = stack.orch("top", "--once")
+    assert "RUNNING 1" in shown
+    assert f"QUEUED {len(waiting)}" in shown
+    assert "held back by its user" in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def _waits(view: dict[str, Any], count: int) -> dict[str, Any] | None:
+    return view if view["waiting_total"] == len(view["waiting"]) == count else None
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_equals_wait_in_order_and_can_be_held_and_put_first(stack: Stack, tmp_path: Path) -> None:
     running = stack.submit(command("running", "laptop", tmp_path / "end"))
@@ -55,6 +77,7 @@ def test_equals_wait_in_order_and_can_be_held_and_put_first(stack: Stack, tmp_pa
     limited = stack.submit(command("limited", "gpu"))
     assert "pool gpu is at its limit of 0" in stack.orch("why", limited)
     assert "pool gpu is at its limit of 0" in stack.orch("ls")
+    check_top(stack, running, [ids[2], ids[0], ids[1], limited])
     assert "no limits" in stack.orch("limit", "pool", "gpu", "none")
     assert stack.show(running)["run"]["state"] == "running"
     (tmp_path / "end").touch()

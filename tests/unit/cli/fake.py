@@ -36,6 +36,7 @@ from orchestrator.messages import (
     TariffRequest,
     TariffView,
 )
+from orchestrator.messages_top import TopView
 from orchestrator.spec.models import RunSpec, Variant
 from trainer.config import TrainerConfig
 
@@ -185,6 +186,7 @@ class FakeController:
     logs: dict[tuple[str, int], bytes] = field(default_factory=dict)
     rank_logs: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
     checkpoints: list[CheckpointView] = field(default_factory=list)
+    top: TopView | None = None
     garbage: list[GarbageView] = field(default_factory=list)
     garbage_wanted: bool = False
     """Whether it was to be deleted."""
@@ -216,6 +218,8 @@ class FakeController:
         match method, path.strip("/").split("/")[1:]:
             case "GET", ["health"]:
                 return Health(version="0.1.0", cluster_id="c1")
+            case "GET", ["top"] if self.top is not None:
+                return self.top
             case "GET", ["tariff"]:
                 return self.tariff
             case "PUT", ["tariff"]:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.unit.cli import views
 from tests.unit.cli.fake import TOKEN, FakeController, detail
 
 HEAVY = {
@@ -84,6 +85,11 @@ def test_nothing_heavy_is_imported(fake: FakeController, arguments: list[str]) -
 def test_following_imports_no_more_than_a_picture(fake: FakeController) -> None:
     fake.add(detail(state="succeeded"))
     assert modules_of(fake, "follow", "demo") & (HEAVY | OURS | FOR_HELP_ONLY) == set()
+
+
+def test_the_live_picture_imports_no_more(fake: FakeController) -> None:
+    fake.top = views.busy()
+    assert modules_of(fake, "top", "--once") & (HEAVY | OURS | FOR_HELP_ONLY) == set()
 
 
 def test_httpx_is_whole_for_everybody_else() -> None:

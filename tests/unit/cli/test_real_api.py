@@ -17,7 +17,7 @@ from orchestrator.messages import RunDetail, SubmitRequest, TariffView
 from orchestrator.spec import Variant
 from orchestrator.spec.tariff import TariffBand, TariffSpec
 from tests.support import wait_until
-from tests.unit.cli.fake import spec
+from tests.unit.cli.fake import NOW, spec
 from tests.unit.control.conftest import TOKEN, PaperGateway, build
 
 
@@ -78,6 +78,15 @@ def test_a_run_as_the_client_sees_it(real: Client, api: TestClient) -> None:
     waiting = real.run(run).run
     assert (waiting.state, waiting.attempt, waiting.step) == (RunState.QUEUED, 1, 10)
     assert real.cancel(run).state == RunState.CANCELLED
+
+
+def test_everything_at_one_look(real: Client) -> None:
+    run = submit(real)
+    wait_until(lambda: real.overview(NOW).running_total == 1, 10)
+    view = real.overview(NOW)
+    assert [one.run.id for one in view.running] == [run]
+    assert {one.node.name for one in view.nodes} == {"laptop", "gpu"}
+    assert view.health == real.health()
 
 
 def test_following_a_run_that_is_cancelled(real: Client) -> None:

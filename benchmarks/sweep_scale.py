@@ -122,7 +122,9 @@ def on_paper(kind: str, trials: int) -> list[Row]:
         return float(job.spec.command.env["X"])
 
     with tempfile.TemporaryDirectory(prefix="sweep-bench-") as folder:
-        cluster = PaperCluster(Path(folder), curve, pools={"laptop": 8}, every=1)
+        cluster = PaperCluster(
+            Path(folder), curve, pools={"laptop": 8}, every=1, mlflow_url="http://127.0.0.1:1"
+        )
         values = spec(trials, kind)
         values["base"]["command"]["env"]["STEPS"] = "1"
         values["objective"] = {"metric": "val/loss"}

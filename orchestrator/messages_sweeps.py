@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from orchestrator.domain.energy import EnergySource
 from orchestrator.domain.states import RunState
 from orchestrator.domain.sweeps import SweepState, TrialState
 from orchestrator.messages import Message
@@ -84,6 +85,8 @@ class SweepUse(Message):
     seconds: float = 0.0
     gpu_hours: float = 0.0
     kwh: float | None = None
+    energy_source: EnergySource | None = None
+    """How the energy is known."""
     cost: float | None = None
     currency: str | None = None
 

@@ -258,6 +258,8 @@ def _news(detail: SweepDetail, told: dict[int, tuple[str, int]]) -> None:
 
 
 def _summary(detail: SweepDetail) -> list[str]:
+    from orchestrator.domain.energy import in_words
+
     view = detail.sweep
     counts = ", ".join(f"{n} {state.value}" for state, n in view.counts.items() if n) or "none yet"
     total = f" of {view.total} points" if view.total is not None else ""
@@ -268,7 +270,7 @@ def _summary(detail: SweepDetail) -> list[str]:
     if view.use.gpu_hours:
         use.append(f"{view.use.gpu_hours:.2f} GPU-hours")
     if view.use.kwh is not None:
-        use.append(f"{view.use.kwh:.3f} kWh")
+        use.append(in_words(view.use.kwh, view.use.energy_source))
     if view.use.cost is not None:
         use.append(f"{view.use.cost:.2f} {view.use.currency or ''}".strip())
     lines.append(f"used: {', '.join(use)}")

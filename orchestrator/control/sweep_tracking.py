@@ -94,7 +94,7 @@ class SweepTracking:
             self._spool.add_points(
                 live.sweep.id, 0, [Point(key=key, step=done, time_ms=_ms(now), value=best.value)]
             )
-        self._tell(live.sweep)
+        self._say(live.sweep, live.history)
 
     def runs_ended(self, runs: Iterable[RunRecord]) -> None:
         """Runs were ended while they waited: nobody else will say so."""
@@ -113,6 +113,9 @@ class SweepTracking:
             return
         with self._ledger.read() as ledger:
             trials = ledger.sweeps.trials(sweep.id)
+        self._say(sweep, trials, *more)
+
+    def _say(self, sweep: SweepRecord, trials: Sequence[TrialRecord], *more: AnyTask) -> None:
         tags = {"orch.state": sweep.state.value, "orch.trials": str(len(trials))}
         self._spool.enqueue(
             sweep.id, SetDescription(text=_description(sweep, trials)), SetTags(tags=tags), *more

@@ -78,6 +78,7 @@ class SweepViews:
                 seconds=used.seconds,
                 gpu_hours=used.gpu_seconds / HOUR_S,
                 kwh=_kwh(used),
+                energy_source=used.source,
                 cost=used.cost,
                 currency=self._views.currency if used.cost is not None else None,
             ),
@@ -134,7 +135,9 @@ class SweepViews:
         if runs:
             experiments = list(dict.fromkeys(experiment for experiment, _ in runs))
             ids = [run_id for _, run_id in runs]
-            found["charts"] = charts_link(base, experiments[0], ids)
+            objective = sweep.spec.objective
+            ascending = objective.direction == "minimize"
+            found["charts"] = charts_link(base, experiments[0], ids, objective.metric, ascending=ascending)
             found["compare"] = compare_link(base, experiments, ids)
         return found
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.domain.energy import KWH_J
+from orchestrator.domain.energy import KWH_J, EnergySource, joined
 from orchestrator.domain.limits import HOUR_S
 from orchestrator.domain.sweeps import TrialRecord, TrialState
 from orchestrator.spec.sweep import Budget, Objective, SweepSpec
@@ -46,6 +46,8 @@ class Used:
     joules: float | None = None
     """None where nobody has told."""
     cost: float | None = None
+    source: EnergySource | None = None
+    """How the joules are known."""
 
 
 def total(parts: Iterable[Used]) -> Used:
@@ -58,6 +60,7 @@ def total(parts: Iterable[Used]) -> Used:
         sum(part.gpu_seconds for part in listed),
         sum(joules) if joules else None,
         sum(costs) if costs else None,
+        joined(*(part.source for part in listed)),
     )
 
 

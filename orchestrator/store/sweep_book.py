@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, case, func, select
 from sqlalchemy.engine import RowMapping
 
+from orchestrator.domain.energy import EnergySource, joined
 from orchestrator.domain.states import Phase
 from orchestrator.domain.sweeps import SweepRecord, SweepState, TrialRecord, TrialState
 from orchestrator.domain.trials import Used, total
@@ -100,13 +101,15 @@ class SweepBook:
                 func.total(runs.c.gpu_seconds_used).label("gpu_seconds"),
                 func.sum(case((runs.c.energy_source.is_not(None), runs.c.joules_used))).label("joules"),
                 func.sum(runs.c.cost).label("cost"),
+                func.group_concat(runs.c.energy_source.distinct()).label("source"),
             )
             .join(trials, trials.c.run_id == runs.c.id)
             .where(trials.c.sweep_id == sweep_id)
         )
         assert ended is not None
         executing = [used for _, used in self._executing(sweep_id, now)]
-        return total([Used(**ended), *executing])
+        source = joined(*map(EnergySource, ended["source"].split(",") if ended["source"] else ()))
+        return total([Used(**{**ended, "source": source}), *executing])
 
     def used_by_run(self, sweep_id: str, now: datetime) -> dict[str, Used]:
         """What each of a sweep's runs has used until now.
@@ -128,6 +131,7 @@ class SweepBook:
                 row["gpu_seconds_used"],
                 row["joules_used"] if row["energy_source"] else None,
                 row["cost"],
+                EnergySource(row["energy_source"]) if row["energy_source"] else None,
             )
             for row in self._all(query.where(trials.c.sweep_id == sweep_id))
         }

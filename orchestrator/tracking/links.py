@@ -28,11 +28,18 @@ def compare_link(base: str, experiment_ids: Sequence[str], run_ids: Sequence[str
     return f"{_root(base)}/compare-runs?runs={_json(run_ids)}&experiments={_json(experiment_ids)}&{_MODE}"
 
 
-def charts_link(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
-    """The chart view of an experiment, restricted to these runs."""
+def charts_link(
+    base: str, experiment_id: str, run_ids: Sequence[str], metric: str = "val/loss", *, ascending: bool = True
+) -> str:
+    """The chart view of an experiment, restricted to these runs and ordered by the metric's last value.
+
+    In any order but that of their begin MLflow shows children without their parent, and does not fold them.
+    """
+    order = quote(f"metrics.`{metric}`", safe="")
     chosen = quote(f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in run_ids)})", safe="")
     return (
         f"{_root(base)}/experiments/{experiment_id}/runs?{_MODE}&compareRunsMode=CHART&searchFilter={chosen}"
+        f"&orderByKey={order}&orderByAsc={'true' if ascending else 'false'}"
     )
 
 

@@ -10,11 +10,13 @@ from urllib.parse import unquote
 
 import yaml
 
+from tests import browser
+from tests.browser import CHROMIUM
 from tests.e2e.mlflow_api import MlflowReader
 from tests.stack import Stack, tiny_gpt
 from tests.support import wait_until
 
-TRIALS = 6
+TRIALS = 5
 
 
 def sweep(name: str, text: Path, **values: Any) -> dict[str, Any]:
@@ -48,7 +50,9 @@ def finished(stack: Stack, sweep_id: str, timeout: float = 200) -> dict[str, Any
     return dict(found)
 
 
-def test_survivors_climb_from_laptop_to_gpu_though_the_controller_is_killed(stack: Stack, text: Path) -> None:
+def test_survivors_climb_from_laptop_to_gpu_though_the_controller_is_killed(
+    stack: Stack, text: Path, tmp_path: Path
+) -> None:
     sweep_id = submit(stack, sweep("climb", text))
     moment = random.uniform(3, 20)
     print(f"the controller is killed after {moment:.1f} s")
@@ -65,6 +69,22 @@ def test_survivors_climb_from_laptop_to_gpu_though_the_controller_is_killed(stac
         expected = list(zip([0, *found["rungs"]], found["rungs"], strict=False))[: len(ends)]
         assert ends == [("laptop" if k == 0 else "gpu", *steps) for k, steps in enumerate(expected)]
     _mlflow_shows(stack, found)
+    _the_link_opens_on_its_children(stack, found, tmp_path)
+
+
+def _the_link_opens_on_its_children(stack: Stack, found: dict[str, Any], folder: Path) -> None:
+    """In a real browser: the names of the trials' runs, and no other run's."""
+    if CHROMIUM is None:
+        print("no Chromium here: the comparison link was not opened")
+        return
+    name = found["sweep"]["name"]
+    shown = f"document.body.innerText.match(/{name}(-\\d+)?\\b/g)"
+    link = stack.get(f"/v1/sweeps/{found['sweep']['id']}")["links"]["charts"]
+    with browser.page(folder) as page:
+        page.look(1280, 1400)
+        page.open(link, f"new Set({shown}).size >= {TRIALS}")
+        names = set(page.value(shown))
+    assert names == {trial["name"] for trial in found["trials"]}
 
 
 def _mlflow_shows(stack: Stack, found: dict[str, Any]) -> None:

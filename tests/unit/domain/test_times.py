@@ -19,7 +19,7 @@ from orchestrator.spec.hours import DAYS
 from tests.unit.domain.wallclock import NIGHTS, Line, Wall, watch
 
 SAMPLES = 100_000 if os.environ.get("ORCH_SOAK") else 10_000
-"""Lines and windows together."""
+"""Lines and windows together: three of four are lines, which are quicker."""
 CASES = [(tz, night) for tz, nights in NIGHTS.items() for night in nights]
 CHANGES = [("Europe/Paris", night) for night in NIGHTS["Europe/Paris"][:2]] + [
     ("Australia/Lord_Howe", night) for night in NIGHTS["Australia/Lord_Howe"][:2]
@@ -96,7 +96,7 @@ def test_fires_are_those_of_the_clock_on_the_wall(draw: Random) -> None:
 @pytest.mark.parametrize("part", range(2))
 def test_thousands_of_lines(part: int) -> None:
     draw = Random(part)
-    for _ in range(SAMPLES // 4):
+    for _ in range(SAMPLES * 3 // 8):
         check_fires(draw)
 
 

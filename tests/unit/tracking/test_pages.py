@@ -49,6 +49,8 @@ def test_charts_filter_by_run() -> None:
         "workflowType": "machine_learning",
         "compareRunsMode": "CHART",
         "searchFilter": "attributes.run_id IN ('a', 'b')",
+        "orderByKey": "metrics.`val/loss`",
+        "orderByAsc": "true",
     }
 
 

@@ -121,7 +121,7 @@ class Top:
 
     def _running(self, runs: list[tuple[RunRecord, AttemptRecord]], watts: _Watts) -> list[TopRun]:
         first = sorted(runs, key=lambda one: (one[0].started_at or one[0].created_at, one[0].seq))[:_RUNS]
-        views = self._views.executing(first)
+        views = self._views.counted(first)
         curves = self._curves.of({view.id: view.step for view in views})
         found = []
         for view in views:

@@ -56,10 +56,15 @@ class Views:
         ids = [run.id for run in runs]
         with self._ledger.read() as ledger:
             attempts = ledger.last_attempts(ids)
-        return self.executing([(run, attempts.get(run.id)) for run in runs])
+        return self.counted([self._counted(run, attempts.get(run.id)) for run in runs])
 
-    def executing(self, runs: Sequence[tuple[RunRecord, AttemptRecord | None]]) -> list[RunView]:
-        """The same of runs whose newest attempts are known; of one moment each."""
+    def _counted(
+        self, run: RunRecord, attempt: AttemptRecord | None
+    ) -> tuple[RunRecord, AttemptRecord | None]:
+        return self._energy.counted(run, attempt) if attempt is not None else (run, None)
+
+    def counted(self, runs: Sequence[tuple[RunRecord, AttemptRecord | None]]) -> list[RunView]:
+        """The same of runs with their newest attempts, with what was heard of the energy of both."""
         latest = self._spool.latest_many([run.id for run, _ in runs], keys=_KEYS)
         return [self._run(run, attempt, latest.get(run.id, {})) for run, attempt in runs]
 
@@ -75,8 +80,6 @@ class Views:
     def _run(
         self, run: RunRecord, attempt: AttemptRecord | None, latest: dict[str, tuple[int, float]]
     ) -> RunView:
-        if attempt is not None:
-            run, attempt = self._energy.counted(run, attempt)
         step = self._step(run, attempt)
         target = run.spec.trainer.max_steps if run.spec.trainer else None
         value = {key: latest[key][1] if key in latest else None for key in _KEYS}

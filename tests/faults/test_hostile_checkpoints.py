@@ -218,8 +218,14 @@ def test_an_agent_hands_it_on_and_nobody_runs_it(tmp_path: Path, trace: Path) ->
 # ---------------------------------------------------------------------- nothing could run it
 
 RUNNERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-ALLOWED = {("trainer/export.py", "import pickle"), ("trainer/export.py", "pickle.dumps")}
-"""nanoGPT wants a pickled meta.pkl; it is only written."""
+ALLOWED = {
+    ("trainer/export.py", "import pickle"),
+    ("trainer/export.py", "pickle.dumps"),
+    ("orchestrator/cluster/template.py", "compile"),
+    ("orchestrator/cluster/template.py", "exec"),
+}
+"""nanoGPT wants a pickled meta.pkl; it is only written. A node's template runs the program of Ray's workers
+from Ray's own installation, as Ray would, and nothing that anybody has sent."""
 
 
 def findings(tree: ast.AST) -> Iterator[str]:

@@ -64,12 +64,19 @@ def running(arguments: list[str], log: Path, env: dict[str, str]) -> Iterator[su
         end_group(child)
 
 
-def signalled_at(line: str, number: int, arguments: list[str], log: Path, env: dict[str, str]) -> int:
-    """Send a signal once the trainer has printed `line`; its exit code."""
+def signalled_at(
+    line: str, number: int, arguments: list[str], log: Path, env: dict[str, str], also: str = ""
+) -> int:
+    """Send a signal once the trainer has printed `line`, and `also` another; its exit code."""
     with running(arguments, log, env) as child:
-        wait_until(lambda: line in log.read_text(), 60, log.read_text, every=0.002)
+        wait_until(lambda: {line, also} <= _found(log, line, also), 60, log.read_text, every=0.002)
         child.send_signal(number)
         return child.wait(60)
+
+
+def _found(log: Path, *lines: str) -> set[str]:
+    text = log.read_text()
+    return {line for line in lines if line in text}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +90,8 @@ def test_an_interruption_changes_nothing(
     """Saved on SIGTERM, or back to the checkpoint before a SIGKILL: the same bits as without interruption."""
     env = clean_env(OMP_NUM_THREADS=str(threads))
     command = ["--config", str(config), "--out", str(tmp_path / "parts")]
-    assert signalled_at("step 60: loss", number, command, tmp_path / "log", env) == code
+    saved = "step 45: saved" if number == signal.SIGKILL else ""  # it is written beside the training
+    assert signalled_at("step 60: loss", number, command, tmp_path / "log", env, saved) == code
     last_saved = max(checkpoint.published(tmp_path / "parts"))
     assert (45 if number == signal.SIGKILL else 61) <= last_saved < 150
     resumed = run_trainer([*command, "--resume", "latest"], **env)

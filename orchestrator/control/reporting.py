@@ -78,7 +78,7 @@ class Reporting:
     def store(self, sweep_id: str) -> None:
         """Have the sweep's page kept as an artifact of its MLflow run. Nothing without MLflow."""
         if self._tracked:
-            self._spool.enqueue_bytes(sweep_id, REPORT_FILE, render(self.sweep(sweep_id)).encode())
+            self._spool.enqueue(sweep_id, files={REPORT_FILE: render(self.sweep(sweep_id)).encode()})
 
     def _sweep_id(self, ref: str) -> str | None:
         with self._ledger.read() as ledger:

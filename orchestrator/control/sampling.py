@@ -65,6 +65,8 @@ class Search:
         """
         if self._spec.sampler.kind == "grid":
             return self._of_grid(point)
+        if self._spec.sampler.kind == "random" and not self._countable:
+            return self._draw([], point, 0)
         points = points_of(history, self._spec)
         if self._spec.sampler.kind == "cmaes" or not self._countable:
             return self._draw(points, point, 0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
-import yaml
-
 from orchestrator.clock import Clock
 from orchestrator.control.live_sweep import LiveSweep
-from orchestrator.control.tracking import Tracking
+from orchestrator.control.tracking import Tracking, spec_files
 from orchestrator.domain.records import RunRecord
 from orchestrator.domain.sweeps import SweepRecord, SweepState, TrialRecord, TrialState
 from orchestrator.domain.trials import Standing, standings
@@ -57,13 +56,10 @@ class SweepTracking:
             source_name="orch submit",
             tags={"orch.sweep_id": sweep.id, "orch.kind": "sweep", **spec.tags},
             params=_parameters(spec),
-            description=_description(sweep, []),
+            description=_description(sweep, [], []),
         )
-        self._spool.enqueue(sweep.id, create, SetStatus(status="RUNNING", time_ms=_ms(sweep.created_at)))
-        resolved = yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True), sort_keys=False)
-        self._spool.enqueue_bytes(sweep.id, "spec/resolved.yaml", resolved.encode())
-        if sweep.source:
-            self._spool.enqueue_bytes(sweep.id, "spec/as-written.yaml", sweep.source.encode())
+        running = SetStatus(status="RUNNING", time_ms=_ms(sweep.created_at))
+        self._spool.enqueue(sweep.id, create, running, files=spec_files(spec, sweep.source))
 
     def again(self, live: LiveSweep) -> None:
         """Say what a controller that died may not have said."""
@@ -87,14 +83,14 @@ class SweepTracking:
         if not self._enabled or not ended:
             return
         spec, now = live.sweep.spec, self._clock.now()
-        best = next(iter(standings(live.history, spec.objective, spec.repeat)), None)
-        if best is not None:
+        ranked = standings(live.history, spec.objective, spec.repeat)
+        if ranked:
             done = sum(trial.state.final for trial in live.trials.values())
             key = f"best/{spec.objective.metric}"
             self._spool.add_points(
-                live.sweep.id, 0, [Point(key=key, step=done, time_ms=_ms(now), value=best.value)]
+                live.sweep.id, 0, [Point(key=key, step=done, time_ms=_ms(now), value=ranked[0].value)]
             )
-        self._say(live.sweep, live.history)
+        self._say(live.sweep, live.history, ranked)
 
     def runs_ended(self, runs: Iterable[RunRecord]) -> None:
         """Runs were ended while they waited: nobody else will say so."""
@@ -113,13 +109,14 @@ class SweepTracking:
             return
         with self._ledger.read() as ledger:
             trials = ledger.sweeps.trials(sweep.id)
-        self._say(sweep, trials, *more)
+        self._say(sweep, trials, standings(trials, sweep.spec.objective, sweep.spec.repeat), *more)
 
-    def _say(self, sweep: SweepRecord, trials: Sequence[TrialRecord], *more: AnyTask) -> None:
+    def _say(
+        self, sweep: SweepRecord, trials: Sequence[TrialRecord], ranked: Sequence[Standing], *more: AnyTask
+    ) -> None:
         tags = {"orch.state": sweep.state.value, "orch.trials": str(len(trials))}
-        self._spool.enqueue(
-            sweep.id, SetDescription(text=_description(sweep, trials)), SetTags(tags=tags), *more
-        )
+        text = SetDescription(text=_description(sweep, trials, ranked))
+        self._spool.enqueue(sweep.id, text, SetTags(tags=tags), *more)
 
 
 def _parameters(spec: SweepSpec) -> dict[str, str]:
@@ -142,15 +139,13 @@ def _said(parameter: Parameter) -> str:
     return f"{low:g} to {high:g}{scale}"
 
 
-def _description(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> str:
+def _description(sweep: SweepRecord, trials: Sequence[TrialRecord], ranked: Sequence[Standing]) -> str:
     """Markdown: what is looked for, how far it is, and the best points."""
-    spec = sweep.spec
-    count = {state: sum(t.state == state for t in trials) for state in TrialState}
-    states = ", ".join(f"{n} {state.value}" for state, n in count.items() if n) or "no trials yet"
+    spec, count = sweep.spec, Counter(trial.state for trial in trials)
+    states = ", ".join(f"{count[s]} {s.value}" for s in TrialState if count[s]) or "no trials yet"
     text = f"Sweep of {', '.join(f'`{key}`' for key in spec.space)}: {states}. It is {sweep.state.value}."
     if sweep.message:
         text += f" {sweep.message[0].upper()}{sweep.message[1:]}."
-    ranked = standings(trials, spec.objective, spec.repeat)
     return f"{text}\n\n{_table(spec, trials, ranked[:_SHOWN])}" if ranked else text
 
 

@@ -38,6 +38,9 @@ from orchestrator.tracking.describe import AttemptRow, CheckpointRow, describe
 
 log = logging.getLogger(__name__)
 
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""With libyaml, where PyYAML was built with it: a tenth of the time."""
+
 _STATUS = {
     RunState.SUCCEEDED: "FINISHED",
     RunState.FAILED: "FAILED",
@@ -82,11 +85,7 @@ class Tracking:
             parent=trial.sweep_id if trial else None,
             description=describe(_what(run.spec), [], [], run.state.value),
         )
-        self._spool.enqueue(run.id, create)
-        resolved = yaml.safe_dump(run.spec.model_dump(mode="json", exclude_none=True), sort_keys=False)
-        self._spool.enqueue_bytes(run.id, "spec/resolved.yaml", resolved.encode())
-        if run.source:
-            self._spool.enqueue_bytes(run.id, "spec/as-written.yaml", run.source.encode())
+        self._spool.enqueue(run.id, create, files=spec_files(run.spec, run.source))
 
     def attempt_started(self, run: RunRecord) -> None:
         """The run executes now."""
@@ -207,6 +206,13 @@ def parameters(spec: RunSpec) -> dict[str, str]:
     if spec.resume_from:
         values["resume_from"] = spec.resume_from
     return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def spec_files(spec: BaseModel, source: str) -> dict[str, bytes]:
+    """The artifacts that show a spec: as it was understood, and as its user wrote it where that is known."""
+    resolved = yaml.dump(spec.model_dump(mode="json", exclude_none=True), Dumper=_DUMPER, sort_keys=False)
+    files = {"spec/resolved.yaml": resolved.encode()}
+    return {**files, "spec/as-written.yaml": source.encode()} if source else files
 
 
 def _placement(spec: RunSpec) -> list[str]:

@@ -27,7 +27,7 @@ from itertools import chain
 from orchestrator.domain.demand import Demand, Shape
 from orchestrator.domain.fairness import Usage, in_turn
 from orchestrator.domain.queue import Queue, Waiting
-from orchestrator.domain.reservation import Place, Reservation, grant_of, reserve
+from orchestrator.domain.reservation import Place, Reservation, grant_of, reserve, with_promise
 from orchestrator.domain.retry import NODE_TOO_SMALL
 from orchestrator.domain.room import Grant, Room
 
@@ -333,9 +333,23 @@ class Desk:
             rooms = [room for room in self.pools.get(demand.pool, []) if not self.keeps_away(waiting, room)]
             reservation = reserve(waiting, demand, rooms, self.now)
             sooner = found.get(demand.pool)
-            if reservation is not None and (sooner is None or reservation.begins < sooner.begins):
+            if reservation is not None and (sooner is None or reservation.worth < sooner.worth):
                 found[demand.pool] = reservation
         self.plan.reservations.update(found)
+        if waiting.run_id in self.first:
+            self._keep_promise(waiting)
+
+    def _keep_promise(self, waiting: Waiting) -> None:
+        """Others make room for this run where nodes are kept for one before it: keep what they leave, too."""
+        for demand in eligible(waiting, self.now):
+            kept = self.plan.reservations.get(demand.pool)
+            if kept is None or kept.waiting.run_id == waiting.run_id or self.limit_of_pool(demand.pool):
+                continue
+            rooms = [room for room in self.pools.get(demand.pool, []) if not self.keeps_away(waiting, room)]
+            promised = reserve(waiting, demand, rooms, self.now)
+            if promised is not None and promised.unsure == 0:
+                self.plan.reservations[demand.pool] = with_promise(kept, promised)
+                return
 
 
 _Bounded = tuple[Room, Room | None]

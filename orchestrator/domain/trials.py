@@ -115,10 +115,12 @@ def total_points(spec: SweepSpec) -> int | None:
 
 def reached(trials: Sequence[TrialRecord], budget: Budget, objective: Objective, repeat: int) -> bool:
     """Whether a point is as good as the target."""
-    best = next(iter(standings(trials, objective, repeat)), None)
-    if best is None or budget.target is None:
+    if budget.target is None:
         return False
-    return best.value == budget.target or is_better(best.value, budget.target, objective)
+    best = next(iter(standings(trials, objective, repeat)), None)
+    return best is not None and (
+        best.value == budget.target or is_better(best.value, budget.target, objective)
+    )
 
 
 def spent(used: Used, budget: Budget) -> str:

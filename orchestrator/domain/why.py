@@ -139,7 +139,8 @@ def _node(waiting: Waiting, demand: Demand, room: Room, desk: Desk) -> NodeVerdi
         reservation = desk.plan.reservations[demand.pool]
         at = reservation.at[room.node.ray_id]
         starts = datetime.fromtimestamp(at, UTC) if at < math.inf else None
-        why = f"kept for {reservation.waiting.name}, which goes first{_length(waiting, demand, desk)}"
+        name = reservation.also.get(room.node.ray_id, reservation.waiting.name)
+        why = f"kept for {name}, which goes first{_length(waiting, demand, desk)}"
         return NodeVerdict(room.node.name, why, starts, estimated=True)
     return NodeVerdict(room.node.name, "")
 

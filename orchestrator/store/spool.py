@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from orchestrator.clock import SYSTEM, Clock
@@ -37,6 +38,7 @@ from orchestrator.store.spool_schema import (
 from orchestrator.store.sqlite_file import SqliteFile
 
 _INT64 = 2**63
+_NOTHING: Mapping[str, bytes] = MappingProxyType({})
 _IN_LIMIT = 500
 """Values per SQL `IN` list, below SQLite's limit of 999 in old builds."""
 _OWNED = "json_extract(body, '$.owned') = 1"
@@ -207,24 +209,22 @@ class Spool:
 
     # ------------------------------------------------------------------ outbox
 
-    def enqueue(self, run_id: str, *tasks: AnyTask) -> int:
-        """Queue tasks in this order; the number of those that changed anything. All or none are committed."""
+    def enqueue(self, run_id: str, *tasks: AnyTask, files: Mapping[str, bytes] = _NOTHING) -> int:
+        """Queue tasks in this order, then the files; the number of those that changed anything.
+
+        All or none are committed. `files` has the bytes of artifacts by their path; they are kept in the
+        spool's folder until they are artifacts of the run.
+        """
         with self._files_lock:
-            changed = self._enqueue(run_id, tasks)
-            self._remove_unwanted(changed)
+            owned = [
+                LogArtifact(artifact_path=path, file=str(self._files.put(run_id, path, data)), owned=True)
+                for path, data in files.items()
+            ]
+            changed = self._enqueue(run_id, [*tasks, *owned])
+            self._remove_unwanted(run_id, [*owned, *changed])
         if changed:
             self._tell()
         return len(changed)
-
-    def enqueue_bytes(self, run_id: str, artifact_path: str, data: bytes) -> None:
-        """Keep `data` in the spool's folder until it is an artifact of the run."""
-        with self._files_lock:
-            file = self._files.put(run_id, artifact_path, data)
-            task = LogArtifact(artifact_path=artifact_path, file=str(file), owned=True)
-            changed = self._enqueue(run_id, [task])
-            self._remove_unwanted([task, *changed])
-        if changed:
-            self._tell()
 
     def tasks(self, run_id: str, limit: int = 100) -> list[StoredTask]:
         """The run's first waiting tasks, in order."""
@@ -234,7 +234,7 @@ class Spool:
         )
         with self._db.read() as db:
             rows = db.execute(query, (run_id, limit)).fetchall()
-        return [StoredTask(seq, TASK.validate_json(body), tries) for seq, body, tries in rows]
+        return [StoredTask(run_id, seq, TASK.validate_json(body), tries) for seq, body, tries in rows]
 
     def mark_done(self, task: StoredTask) -> None:
         """MLflow has this version of the task."""
@@ -374,18 +374,20 @@ class Spool:
         with self._files_lock:
             with self._db.write() as db:
                 db.execute("UPDATE outbox SET state = ?, error = ? WHERE seq = ?", (state, error, task.seq))
-            self._remove_unwanted([task.task])
+            self._remove_unwanted(task.run_id, [task.task])
 
-    def _owned_files(self) -> set[str]:
-        query = f"SELECT json_extract(body, '$.file') FROM outbox WHERE state != 'done' AND {_OWNED}"
+    def _owned_files(self, run_id: str | None = None) -> set[str]:
+        """The files that tasks of one run, or of all, still need."""
+        of_run = "" if run_id is None else " AND run = (SELECT id FROM runs WHERE run_id = ?)"
+        query = f"SELECT json_extract(body, '$.file') FROM outbox WHERE state != 'done' AND {_OWNED}{of_run}"
         with self._db.read() as db:
-            return {file for (file,) in db.execute(query)}
+            return {file for (file,) in db.execute(query, () if run_id is None else (run_id,))}
 
-    def _remove_unwanted(self, tasks: Iterable[AnyTask | None]) -> None:
-        """Remove the files of these tasks that no waiting task refers to."""
+    def _remove_unwanted(self, run_id: str, tasks: Iterable[AnyTask | None]) -> None:
+        """Remove the files of a run's tasks that none of its waiting tasks refers to."""
         owned = {task.file for task in tasks if isinstance(task, LogArtifact) and task.owned}
         if owned:
-            for file in owned - self._owned_files():
+            for file in owned - self._owned_files(run_id):  # no other run has a file of this name
                 Path(file).unlink(missing_ok=True)
 
     def _tell(self) -> None:

@@ -80,6 +80,7 @@ class Stretches:
 class StoredTask:
     """A task of the outbox. `seq` names this version of it: a replacement has another."""
 
+    run_id: str
     seq: int
     task: AnyTask
     tries: int

@@ -150,7 +150,7 @@ def test_everything_about_a_run_arrives(
         run_id, LogDataset(name="shakespeare", digest="d" * 40, source="https://x", profile={"n": 3})
     )
     spool.enqueue(run_id, LogArtifact(artifact_path="logs/attempt-1.log", file=str(log)))
-    spool.enqueue_bytes(run_id, "spec.yaml", b"name: shakespeare\n")
+    spool.enqueue(run_id, files={"spec.yaml": b"name: shakespeare\n"})
     for first in range(0, 5000, 100):
         spool.add_points(run_id, 1, points(first, first + 100))
     spool.enqueue(

@@ -115,27 +115,27 @@ def test_failures_are_kept_with_their_message(spool: Spool) -> None:
 
 def test_bytes_wait_in_a_file_until_they_are_sent(spool: Spool, tmp_path: Path) -> None:
     folder = tmp_path / "points.db.files"
-    spool.enqueue_bytes("r", "a/b.txt", b"one")
-    spool.enqueue_bytes("r", "a/b.txt", b"one")
+    spool.enqueue("r", files={"a/b.txt": b"one"})
+    spool.enqueue("r", files={"a/b.txt": b"one"})
     (stored,) = spool.tasks("r")
     assert isinstance(stored.task, LogArtifact)
     assert Path(stored.task.file).read_bytes() == b"one"
-    spool.enqueue_bytes("r", "a/b.txt", b"two")
+    spool.enqueue("r", files={"a/b.txt": b"two"})
     (second,) = spool.tasks("r")
     assert isinstance(second.task, LogArtifact)
     assert [file.read_bytes() for file in folder.iterdir()] == [b"two"], "the replaced bytes are gone"
     spool.mark_done(second)
     assert list(folder.iterdir()) == []
-    spool.enqueue_bytes("r", "a/b.txt", b"two")
+    spool.enqueue("r", files={"a/b.txt": b"two"})
     assert spool.tasks("r") == [], "the same bytes are not sent twice"
     assert list(folder.iterdir()) == []
 
 
 def test_bytes_that_come_back_while_the_old_version_is_marked(spool: Spool) -> None:
-    spool.enqueue_bytes("r", "a.txt", b"one")
+    spool.enqueue("r", files={"a.txt": b"one"})
     sending = spool.tasks("r")[0]
-    spool.enqueue_bytes("r", "a.txt", b"two")
-    spool.enqueue_bytes("r", "a.txt", b"one")
+    spool.enqueue("r", files={"a.txt": b"two"})
+    spool.enqueue("r", files={"a.txt": b"one"})
     spool.mark_done(sending)
     (stored,) = spool.tasks("r")
     assert isinstance(stored.task, LogArtifact)
@@ -152,7 +152,7 @@ def test_files_of_others_are_left_alone(spool: Spool, tmp_path: Path) -> None:
 
 def test_left_over_files_are_removed_at_the_next_start(tmp_path: Path) -> None:
     first = Spool(tmp_path / "p.db")
-    first.enqueue_bytes("r", "a.txt", b"wanted")
+    first.enqueue("r", files={"a.txt": b"wanted"})
     (tmp_path / "p.db.files" / "stray").write_text("x")
     first.close()
     second = Spool(tmp_path / "p.db")
@@ -169,7 +169,7 @@ def test_the_mlflow_run_is_remembered(spool: Spool) -> None:
 
 def test_forgetting_mlflow_tells_everything_again(spool: Spool) -> None:
     spool.enqueue("r", CREATE, SetTags(tags={"a": "b"}), SetStatus(status="FINISHED", time_ms=1))
-    spool.enqueue_bytes("r", "gone.txt", b"x")
+    spool.enqueue("r", files={"gone.txt": b"x"})
     spool.add_points("r", 1, [point("a", 1)])
     spool.set_mlflow_run("r", "7", "abc")
     spool.mark_shipped("r", spool.unshipped("r", 1)[0].seq)

@@ -15,11 +15,12 @@ from functools import cache
 from random import Random
 from typing import Any, Final
 
-from orchestrator.domain.points import Point, order, points_of
+from orchestrator.control.studies import Studies, suggest, value_of
+from orchestrator.domain.points import Point, Points, order, points_of
 from orchestrator.domain.sweeps import TrialRecord, TrialState
 from orchestrator.errors import SetupError
 from orchestrator.spec import space
-from orchestrator.spec.sweep import Parameter, SweepSpec
+from orchestrator.spec.sweep import SweepSpec
 
 REDRAWS: Final = 8
 """How often a point that was tried before is drawn anew, where all values can be counted."""
@@ -50,6 +51,8 @@ class Search:
         self._spec = spec
         self._grid: Iterator[dict[str, Any]] | None = None
         self._listed: list[dict[str, Any]] = []
+        self._points = Points(spec)
+        self._studies = Studies(spec)
         self._countable = all(space.count(parameter) is not None for parameter in spec.space.values())
 
     def ask(self, history: Sequence[TrialRecord], point: int) -> Suggestion | None:
@@ -67,7 +70,7 @@ class Search:
             return self._of_grid(point)
         if self._spec.sampler.kind == "random" and not self._countable:
             return self._draw([], point, 0)
-        points = points_of(history, self._spec)
+        points = self._points.of(history)
         if self._spec.sampler.kind == "cmaes" or not self._countable:
             return self._draw(points, point, 0)
         return self._new(points, point)
@@ -113,11 +116,11 @@ class Search:
             sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=1)
         else:
             sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1)
-        trial = _study(optuna, self._spec, points, sampler).ask()
+        trial = self._studies.study(optuna, points, sampler).ask()
         found: dict[str, Any] = {}
         for path, parameter in self._spec.space.items():
             if space.active(parameter, found):
-                found[path] = _value(parameter, _suggest(trial, path, parameter))
+                found[path] = value_of(parameter, suggest(trial, path, parameter))
         return found
 
     def _random(self, number: int, draw: int) -> Random:
@@ -139,7 +142,7 @@ def importance(trials: Sequence[TrialRecord], spec: SweepSpec) -> dict[str, floa
     if len(measured) < IMPORTANCE_POINTS or len({one.value for one in measured}) == 1:
         return {}
     optuna = _optuna()
-    study = _study(optuna, spec, measured, None)
+    study = Studies(spec).study(optuna, measured, None)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {path: float(part) for path, part in found.items()}
@@ -180,70 +183,6 @@ def _few(points: Sequence[Point], direction: str) -> list[Point]:
 
 def _key(params: Mapping[str, Any]) -> str:
     return json.dumps(params, sort_keys=True)
-
-
-# ------------------------------------------------------------------ to Optuna and back
-
-
-def _study(optuna: Any, spec: SweepSpec, points: Sequence[Point], sampler: Any) -> Any:
-    study = optuna.create_study(direction=spec.objective.direction, sampler=sampler)
-    study.add_trials([_trial(optuna, spec, one) for one in points if one.state is not TrialState.FAILED])
-    return study
-
-
-def _trial(optuna: Any, spec: SweepSpec, point: Point) -> Any:
-    """A point as Optuna knows it.
-
-    One that waits at a rung, or goes on from one, counts as pruned there until it ends: what was measured
-    is told at once, and nothing that others can still learn from waits for the end of a run.
-    """
-    if point.state is TrialState.COMPLETE:
-        state = optuna.trial.TrialState.COMPLETE
-    else:
-        state = optuna.trial.TrialState.PRUNED if point.measured else optuna.trial.TrialState.RUNNING
-    own = {path: spec.space[path] for path in point.params if path in spec.space}
-    return optuna.trial.create_trial(
-        state=state,
-        value=point.value,
-        params={path: _code(parameter, point.params[path]) for path, parameter in own.items()},
-        distributions={path: _distribution(optuna, parameter) for path, parameter in own.items()},
-        intermediate_values=dict(point.steps),
-    )
-
-
-def _distribution(optuna: Any, parameter: Parameter) -> Any:
-    """What can be counted is told by its index: neighbours as whole numbers, the rest as categories."""
-    number = space.count(parameter)
-    if number is not None and not parameter.log:
-        if space.ordered(parameter):
-            return optuna.distributions.IntDistribution(0, number - 1)
-        return optuna.distributions.CategoricalDistribution(range(number))
-    if parameter.int is not None:
-        return optuna.distributions.IntDistribution(*parameter.int, log=True)
-    return optuna.distributions.FloatDistribution(*(parameter.float or ()), log=parameter.log)
-
-
-def _code(parameter: Parameter, value: Any) -> Any:
-    if space.count(parameter) is None or parameter.log:
-        return value
-    return space.index_of(parameter, value)
-
-
-def _value(parameter: Parameter, code: Any) -> Any:
-    if space.count(parameter) is None:
-        return space.tidy(parameter, code)
-    return code if parameter.log else space.value_at(parameter, code)
-
-
-def _suggest(trial: Any, path: str, parameter: Parameter) -> Any:
-    number = space.count(parameter)
-    if number is not None and not parameter.log:
-        if space.ordered(parameter):
-            return trial.suggest_int(path, 0, number - 1)
-        return trial.suggest_categorical(path, range(number))
-    if parameter.int is not None:
-        return trial.suggest_int(path, *parameter.int, log=True)
-    return trial.suggest_float(path, *(parameter.float or ()), log=parameter.log)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import is_not
 from statistics import fmean
 from typing import Any
 
@@ -34,13 +35,32 @@ class Point:
         return self.state in (TrialState.COMPLETE, TrialState.PRUNED) or bool(self.steps)
 
 
+class Points:
+    """The points of a sweep. What it made of trials that have not changed since it gives out again."""
+
+    def __init__(self, spec: SweepSpec) -> None:
+        self._repeat = spec.repeat
+        self._rungs = rungs(spec.pruner, spec.max_steps) if spec.max_steps else ()
+        self._made: dict[int, tuple[list[TrialRecord], Point]] = {}
+
+    def of(self, trials: Iterable[TrialRecord]) -> list[Point]:
+        """The points of these trials, by number. Values that are not finite count as failures."""
+        groups: dict[int, list[TrialRecord]] = {}
+        for trial in trials:
+            groups.setdefault(trial.point, []).append(trial)
+        return [self._one(number, groups[number]) for number in sorted(groups)]
+
+    def _one(self, number: int, trials: list[TrialRecord]) -> Point:
+        known, made = self._made.get(number, ((), None))
+        if made is None or len(known) != len(trials) or any(map(is_not, known, trials)):
+            made = _point(trials, self._repeat, self._rungs)
+            self._made[number] = trials, made
+        return made
+
+
 def points_of(trials: Iterable[TrialRecord], spec: SweepSpec) -> list[Point]:
     """The points of a sweep's trials, by number. Values that are not finite count as failures."""
-    groups: dict[int, list[TrialRecord]] = {}
-    for trial in trials:
-        groups.setdefault(trial.point, []).append(trial)
-    at = rungs(spec.pruner, spec.max_steps) if spec.max_steps else ()
-    return [_point(groups[number], spec.repeat, at) for number in sorted(groups)]
+    return Points(spec).of(trials)
 
 
 def order(point: Point, direction: str) -> tuple[float, ...]:

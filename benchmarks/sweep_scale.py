@@ -145,6 +145,7 @@ def on_paper(kind: str, trials: int) -> list[Row]:
         sweeps.look = timed  # type: ignore[method-assign]
         while cluster.controller.sweep_views.sweeps([], 1)[0].state == "running":
             cluster.step(5)
+        cluster.controller._reports.shutdown(wait=True)
         cluster.crash()
     tenth = max(3, len(costs) // 10)
     name = f"a trial costs the sweep, {kind}"

@@ -56,7 +56,8 @@ def test_promises_hold_and_every_run_comes_to_its_end(part: int) -> None:
     assert runs > 20 * worlds
 
 
-@pytest.mark.parametrize("seed", [59])
-def test_worlds_in_which_a_promise_was_broken_once(seed: int) -> None:
-    """59: backfill that ends with its window made room, came back before the other, and made room again."""
-    simulate(seed, 600)
+@pytest.mark.parametrize(("seed", "events"), [(59, 600), (411, 1600)])
+def test_worlds_in_which_a_promise_was_broken_once(seed: int, events: int) -> None:
+    """59: backfill that ends with its window made room, came back before the other, and made room again.
+    411: it did where nodes were kept for a third run, and not for the one for which others made room."""
+    simulate(seed, events)

@@ -12,6 +12,7 @@ from orchestrator.domain.queue import Queue
 from orchestrator.domain.records import RunRecord
 from orchestrator.domain.rivalry import evictions
 from orchestrator.domain.room import Grant, rooms_of
+from orchestrator.domain.why import explain
 from orchestrator.spec.models import Variant
 from tests.unit.records import NOW, node, run, spec
 
@@ -67,3 +68,23 @@ def test_the_place_is_kept_until_the_last_victim_has_gone() -> None:
 def test_a_promise_is_nothing_to_who_does_not_wait() -> None:
     runs = [waits("small", 2, "ada", 1)]
     assert [start.waiting.run_id for start in desk(2, runs, [], ("else",)).plan.starts] == ["small"]
+
+
+def test_a_promised_place_is_kept_where_the_node_is_kept_for_another_run() -> None:
+    """A run for the GPU goes first and leaves room beside it; there others make room for the wide one."""
+    gpu = Demand(0, "laptop", 1.0, gpus=1)
+    holder = Grant("holder", "holder", "ray-laptop", gpu, (-5, 0, 1), (0,))
+    going = held("going", "x", 1.0, 8, stopping=True)
+    placement = [Variant(pool="laptop", cpus=1, gpus=1)]
+    urgent = run("urgent", 2, user="y", spec=spec("urgent", placement=placement, priority=5))
+    wide, small = waits("wide", 3, "bob", 2, priority=1), waits("small", 4, "ada", 1)
+    rooms = [node(cpus=3, gpus=1)]
+    for grants, starts in (([holder, going], []), ([holder], ["wide"])):
+        queue = Queue()
+        for one in (urgent, wide, small):
+            queue.add(waiting_of(one))
+        found = plan(queue, rooms_of(rooms, grants), Limits(), T, first=("wide",))
+        assert [start.waiting.run_id for start in found.plan.starts] == starts
+        assert found.plan.blocked[0].run_id == "urgent"
+        if going in grants:
+            assert "kept for wide, which goes first" in explain(waiting_of(small), found).why

@@ -23,7 +23,7 @@ from orchestrator.analysis.report.tables import (
     machines,
 )
 from orchestrator.analysis.report.verdict import verdict
-from orchestrator.domain.energy import EnergySource
+from orchestrator.domain.energy import EnergySource, in_words
 from orchestrator.messages import CheckpointView
 from orchestrator.messages_sweeps import SweepDetail
 from orchestrator.spec.sweep import Pruner, Sampler
@@ -134,7 +134,7 @@ def _tiles(report: Report) -> Html:
     kwh = [entry.energy_kwh for entry in entries if entry.energy_kwh is not None]
     cost = [entry.cost for entry in entries if entry.cost is not None]
     if kwh:
-        tiles.append(("energy", f"{words.energy(sum(kwh))} kWh"))
+        tiles.append(("energy", in_words(sum(kwh))))
     if cost:
         tiles.append(("cost of energy", f"{words.money(sum(cost))} {report.currency}".strip()))
     return el("dl", *(el("div", el("dt", name), el("dd", value)) for name, value in tiles), class_="tiles")

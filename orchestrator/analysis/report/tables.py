@@ -136,8 +136,10 @@ def _energy(
 ) -> list[Column]:
     """Columns of energy and cost, where anything is known."""
     places, found = list(rows), []
-    if any(kwh(place) is not None for place in places):
-        found.append(Column("kWh", lambda p: words.energy(kwh(p)), kwh, right=True))
+    known = [used for place in places if (used := kwh(place)) is not None]
+    if known:
+        unit, per = ("Wh", 0.001) if max(known) < 0.1 else ("kWh", 1.0)
+        found.append(Column(unit, lambda p: words.energy(kwh(p), per), kwh, right=True))
     if any(cost(place) is not None for place in places):
         title = f"cost ({report.currency})" if report.currency else "cost"
         found.append(Column(title, lambda p: words.money(cost(p)), cost, right=True))

@@ -62,16 +62,23 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-def energy(kwh: float | None) -> str:
-    """Kilowatt-hours."""
-    return NOTHING if kwh is None else f"{kwh:,.2f}" if kwh >= 1 else f"{kwh:.3f}"
+def energy(kwh: float | None, per: float = 1.0) -> str:
+    """Energy in units of `per` kWh, such as 0.001 for Wh; the unit stands above the column."""
+    if kwh is None:
+        return NOTHING
+    amount = kwh / per
+    return (
+        f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.3f}" if amount >= 0.001 else "< 0.001"
+    )
 
 
 def money(amount: float | None) -> str:
     """An amount; the currency stands above the column."""
-    return (
-        NOTHING if amount is None else f"{amount:,.2f}" if amount >= 0.1 or amount == 0 else f"{amount:.3f}"
-    )
+    if amount is None:
+        return NOTHING
+    if 0 < amount < 0.001:
+        return "< 0.001"
+    return f"{amount:,.2f}" if amount >= 0.1 or amount == 0 else f"{amount:.3f}"
 
 
 def size(octets: int) -> str:

@@ -10,20 +10,16 @@ Every method raises a class of :mod:`orchestrator.errors`, never an exception of
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 
-import httpx
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
-from orchestrator.clock import SYSTEM, Clock
-from orchestrator.endpoint import endpoint
-from orchestrator.errors import OrchError, Problem, SpecError, UnavailableError, from_kind
+from orchestrator.connection import Connection, LostAnswerError
+from orchestrator.errors import UnavailableError
 from orchestrator.messages import (
     CheckpointView,
     GarbageRequest,
@@ -49,7 +45,6 @@ from orchestrator.messages import (
     TariffView,
     WhyView,
 )
-from orchestrator.messages import Problem as ProblemBody
 from orchestrator.spec.tariff import TariffSpec
 
 if TYPE_CHECKING:
@@ -70,10 +65,7 @@ if TYPE_CHECKING:
     from orchestrator.messages_top import TopView
 
 M = TypeVar("M", bound=BaseModel)
-T = TypeVar("T")
 
-TIMEOUT_S = 30.0
-"""Longest wait for an answer."""
 NOTIFY_TIMEOUT_S = 120.0
 """Longest wait for services that notifications go to."""
 GARBAGE_TIMEOUT_S = 1800.0
@@ -99,10 +91,6 @@ class Away:
     error: UnavailableError
 
 
-class _LostAnswerError(UnavailableError):
-    """The request may have arrived, but its answer did not."""
-
-
 @dataclass
 class LogPlace:
     """Where a reader of a run's output is."""
@@ -113,51 +101,8 @@ class LogPlace:
     rank: int = 0
 
 
-class Client:
+class Client(Connection):
     """One controller. Use it as a context manager; not safe to share between threads."""
-
-    def __init__(
-        self,
-        url: str,
-        token: str | None = None,
-        *,
-        timeout_s: float = TIMEOUT_S,
-        transport: httpx.BaseTransport | None = None,
-        clock: Clock = SYSTEM,
-    ) -> None:
-        self.url = url.rstrip("/")
-        self._clock = clock
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UnavailableError(
-                f"{url!r} is not an address of a controller", remedy="ORCH_URL looks like http://host:port"
-            )
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"authorization": f"Bearer {token}"} if token else {},
-            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 5.0)),
-            transport=transport,
-            # Reading the certificates costs more than the rest of a request; a proxy has no way to loopback.
-            verify=parts.scheme == "https",
-            trust_env=parts.hostname not in ("localhost", "::1") and not parts.hostname.startswith("127."),
-        )
-
-    @classmethod
-    def from_settings(cls, **options: Any) -> Self:
-        """The controller that ORCH_URL or the state folder names."""
-        return cls(*endpoint(), **options)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
 
     # ------------------------------------------------------------------ runs
 
@@ -186,7 +131,7 @@ class Client:
             try:
                 return self._one(kind, "POST", path, body=request)
             except UnavailableError as e:
-                unsure = unsure or isinstance(e, _LostAnswerError)
+                unsure = unsure or isinstance(e, LostAnswerError)
                 if not unsure:
                     raise
                 if self._clock.monotonic() - begin > patience_s:
@@ -531,76 +476,6 @@ class Client:
             yield page
             if not page.data and page.attempt == place.attempt and heard - asked < POLL_S:
                 self._clock.sleep(POLL_S)
-
-    # ------------------------------------------------------------------ HTTP
-
-    def _one(
-        self,
-        model: type[M],
-        method: str,
-        path: str,
-        query: Mapping[str, Any] | None = None,
-        body: BaseModel | None = None,
-    ) -> M:
-        return self._read(model, self._request(method, path, query, body).content)
-
-    def _many(self, model: type[M], path: str, query: Mapping[str, Any] | None = None) -> list[M]:
-        return self._read(list[model], self._request("GET", path, query).content)  # type: ignore[valid-type]
-
-    def _read(self, kind: type[T], content: bytes | str) -> T:
-        try:
-            return TypeAdapter(kind).validate_json(content)
-        except ValidationError as e:
-            raise OrchError(
-                f"the controller at {self.url} gave an answer that this program does not understand:\n{e}",
-                remedy="install the same version of orch here and on the controller's machine",
-            ) from e
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, Any] | None = None,
-        body: BaseModel | None = None,
-        timeout_s: float | None = None,
-    ) -> httpx.Response:
-        content = None if body is None else body.model_dump_json().encode()
-        headers = {} if body is None else {"content-type": "application/json"}
-        params = {key: value for key, value in (query or {}).items() if value is not None}
-        try:
-            answer = self._http.request(
-                method,
-                path,
-                params=params,
-                content=content,
-                headers=headers,
-                timeout=httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s,
-            )
-        except (httpx.ConnectError, httpx.ConnectTimeout) as e:
-            raise UnavailableError(
-                f"the controller at {self.url} does not answer",
-                remedy="start it with `orch up`, or check ORCH_URL",
-            ) from e
-        except httpx.TimeoutException as e:
-            raise _LostAnswerError(f"the controller at {self.url} did not answer in time") from e
-        except httpx.TransportError as e:
-            raise _LostAnswerError(f"the connection to the controller at {self.url} broke: {e}") from e
-        if answer.is_success:
-            return answer
-        raise self._refusal(answer)
-
-    def _refusal(self, answer: httpx.Response) -> OrchError:
-        try:
-            body = ProblemBody.model_validate_json(answer.content)
-        except ValidationError:
-            return UnavailableError(
-                f"{self.url} answers with HTTP status {answer.status_code}, unlike a controller",
-                remedy="check ORCH_URL",
-            )
-        if body.kind == SpecError.kind and body.details.get("problems"):
-            problems = self._read(list[Problem], json.dumps(body.details["problems"]))
-            return SpecError(problems, remedy=body.remedy)
-        return from_kind(body.kind, body.message, body.remedy)
 
 
 def _sweep_path(ref: str, part: str = "") -> str:

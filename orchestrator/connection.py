@@ -1,4 +1,4 @@
-"""HTTP to one controller: requests with its token, answers checked, refusals raised as what they were there."""
+"""HTTP to one controller: requests with its token, answers checked, refusals raised as errors of ours."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ from orchestrator.control.fleet import Fleet
 from orchestrator.domain.fleet import ActorInfo, NodeInfo
 from orchestrator.domain.records import RunRecord
 from orchestrator.domain.states import Reason, RunState
-from orchestrator.messages import Outcome, SubmitRequest
+from orchestrator.messages import SubmitRequest
+from orchestrator.messages_agent import Outcome
 from orchestrator.settings import Home
 from orchestrator.spec.identity import spec_hash
 from orchestrator.spec.models import CommandProgram, RunSpec, Variant

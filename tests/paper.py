@@ -21,7 +21,7 @@ from orchestrator.control.controller import Controller
 from orchestrator.control.fleet import Fleet
 from orchestrator.domain.fleet import ActorInfo, NodeInfo
 from orchestrator.domain.states import Phase, Reason
-from orchestrator.messages import Beat, BeatReply, CheckpointNote, Order, Outcome, Point
+from orchestrator.messages_agent import Beat, BeatReply, CheckpointNote, Order, Outcome, Point
 from orchestrator.settings import Home
 from orchestrator.store.ledger import Transaction
 from tests.clocks import TurnedClock

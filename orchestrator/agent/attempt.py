@@ -43,7 +43,7 @@ from orchestrator.domain.energy import Energy
 from orchestrator.domain.limits import describe
 from orchestrator.domain.states import ENDING, Phase, Reason
 from orchestrator.errors import StoreFullError
-from orchestrator.messages import Beat, EnergyNote, Outcome
+from orchestrator.messages_agent import Beat, EnergyNote, Outcome
 from orchestrator.store.cache import NO_CACHE
 
 log = logging.getLogger(__name__)

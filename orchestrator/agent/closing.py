@@ -11,7 +11,7 @@ from orchestrator.agent.artifacts import Artifacts
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.workdir import WorkDir, prune
 from orchestrator.clock import Clock
-from orchestrator.messages import Outcome
+from orchestrator.messages_agent import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.messages import Point
+from orchestrator.messages_agent import Point
 
 MAX_LINE = 1 << 20
 """A longer line is no measurement."""

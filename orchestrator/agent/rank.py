@@ -22,7 +22,7 @@ from orchestrator.clock import SYSTEM, Clock
 from orchestrator.contract import parse_step
 from orchestrator.domain.states import Phase
 from orchestrator.errors import ConflictError, DamagedError, FencedError, OrchError, StoreUnavailableError
-from orchestrator.messages import Rendezvous
+from orchestrator.messages_agent import Rendezvous
 from orchestrator.store.cache import CheckpointCache
 from orchestrator.store.objects import open_store
 from orchestrator.store.runlog import Claim, RunLog

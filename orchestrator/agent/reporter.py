@@ -22,7 +22,7 @@ from orchestrator.agent.output import OutputLog
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.domain.states import Phase
 from orchestrator.errors import FencedError, OrchError, UnauthorizedError, UnavailableError
-from orchestrator.messages import Beat, BeatReply, CheckpointNote, LogChunk, Outcome, Point
+from orchestrator.messages_agent import Beat, BeatReply, CheckpointNote, LogChunk, Outcome, Point
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from orchestrator.agent.workdir import WorkDir, remove, size_of
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.contract import MARK_FILE, parse_step, yield_processor
 from orchestrator.errors import FencedError, OrchError, StoreError, StoreFullError, StoreUnavailableError
-from orchestrator.messages import CheckpointNote
+from orchestrator.messages_agent import CheckpointNote
 from orchestrator.spec.models import CheckpointPolicy
 from orchestrator.store.checkpoints import CheckpointRecord, CheckpointWriter
 

@@ -10,7 +10,7 @@ from orchestrator.agent.verdict import Stop
 from orchestrator.agent.waking import Waking
 from orchestrator.clock import Clock
 from orchestrator.domain.states import CONSEQUENCES, ENDING, Reason
-from orchestrator.messages import BeatReply, Order
+from orchestrator.messages_agent import BeatReply, Order
 
 GRACE_S = 60.0
 """Time to save where the controller does not say."""

@@ -16,7 +16,7 @@ from orchestrator.errors import (
     StoreError,
     StoreFullError,
 )
-from orchestrator.messages import Outcome
+from orchestrator.messages_agent import Outcome
 
 MAX_MESSAGE = 2000
 _TELLING_LINES = 3

@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.control.controller import Controller
 from orchestrator.control.logs import ARTIFACT_LIMIT
 from orchestrator.errors import ConflictError
-from orchestrator.messages import Beat, BeatReply, NodeNote
+from orchestrator.messages_agent import Beat, BeatReply, NodeNote
 
 router = APIRouter(prefix="/v1/agent")
 

@@ -20,7 +20,7 @@ from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import ENDING, Phase, Reason, RunState
 from orchestrator.domain.transitions import reach
 from orchestrator.errors import NotFoundError
-from orchestrator.messages import Beat, BeatReply, CheckpointNote, Order
+from orchestrator.messages_agent import Beat, BeatReply, CheckpointNote, Order
 from orchestrator.store.ledger import Ledger, Transaction
 from orchestrator.store.spool import Spool
 

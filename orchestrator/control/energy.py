@@ -16,7 +16,7 @@ from orchestrator.domain.energy import KWH_J
 from orchestrator.domain.limits import joules_left
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.spending import Prices, spend
-from orchestrator.messages import Point
+from orchestrator.messages_agent import Point
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.spool import Spool
 

@@ -29,7 +29,7 @@ from orchestrator.domain.records import AttemptRecord, Member, RunRecord
 from orchestrator.domain.states import Phase, Reason
 from orchestrator.domain.tariff import Tariff
 from orchestrator.errors import ConflictError, NotFoundError, OrchError, UnavailableError
-from orchestrator.messages import Outcome
+from orchestrator.messages_agent import Outcome
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.spool import Spool
 

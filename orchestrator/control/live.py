@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from orchestrator.clock import Clock
 from orchestrator.domain.energy import Energy
-from orchestrator.messages import Rendezvous, Transfer
+from orchestrator.messages import Transfer
+from orchestrator.messages_agent import Rendezvous
 
 _PACE_S = 60.0
 _PACE_LEAST_S = 5.0

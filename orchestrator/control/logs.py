@@ -6,7 +6,7 @@ import os
 from pathlib import Path, PurePosixPath
 
 from orchestrator.errors import ConflictError
-from orchestrator.messages import LogChunk
+from orchestrator.messages_agent import LogChunk
 
 ARTIFACT_LIMIT = 64 * 2**20
 """Largest artifact in bytes."""

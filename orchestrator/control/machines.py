@@ -6,7 +6,8 @@ from orchestrator.control.fleet import FleetWatcher
 from orchestrator.control.nodebook import NodeBook
 from orchestrator.control.views import Views
 from orchestrator.errors import NotFoundError
-from orchestrator.messages import NodeNote, NodeView
+from orchestrator.messages import NodeView
+from orchestrator.messages_agent import NodeNote
 
 
 class Machines:

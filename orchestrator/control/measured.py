@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.messages import Point
+from orchestrator.messages_agent import Point
 
 OWN_METRICS = "orch/"
 """Metrics of this name and below are the orchestrator's own."""

@@ -11,7 +11,7 @@ from typing import Final
 from orchestrator.clock import Clock
 from orchestrator.domain.fleet import GpuState, NodeInfo, NodeReport
 from orchestrator.errors import SetupError
-from orchestrator.messages import NodeNote
+from orchestrator.messages_agent import NodeNote
 from orchestrator.settings import write_private
 from orchestrator.store.posix import sync_folder
 

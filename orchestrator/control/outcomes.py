@@ -19,7 +19,7 @@ from orchestrator.domain.records import AttemptRecord, RankEnd, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, Phase, RunState, Then
 from orchestrator.domain.transitions import after_attempt, after_left_attempt, expire, reach
 from orchestrator.errors import OrchError
-from orchestrator.messages import Outcome, Point
+from orchestrator.messages_agent import Outcome, Point
 from orchestrator.store.checkpoints import checkpoints
 from orchestrator.store.checkpoints import points as stored_points
 from orchestrator.store.ledger import Ledger, Transaction

@@ -21,7 +21,7 @@ from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.room import Room
 from orchestrator.domain.states import Reason
 from orchestrator.domain.transitions import abandon, lose_sight
-from orchestrator.messages import Outcome
+from orchestrator.messages_agent import Outcome
 from orchestrator.store.ledger import Ledger
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from orchestrator.control.tracking import Tracking, spec_files
 from orchestrator.domain.records import RunRecord
 from orchestrator.domain.sweeps import SweepRecord, SweepState, TrialRecord, TrialState
 from orchestrator.domain.trials import Standing, standings
-from orchestrator.messages import Point
+from orchestrator.messages_agent import Point
 from orchestrator.spec.sweep import Parameter, SweepSpec
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.outbox import AnyTask, CreateRun, SetDescription, SetStatus, SetTags

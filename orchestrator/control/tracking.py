@@ -17,7 +17,7 @@ from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import CONSEQUENCES, RunState
 from orchestrator.domain.sweeps import TrialRecord
 from orchestrator.errors import StoreError
-from orchestrator.messages import CheckpointNote
+from orchestrator.messages_agent import CheckpointNote
 from orchestrator.spec.models import RunSpec
 from orchestrator.store.checkpoints import checkpoints
 from orchestrator.store.ledger import Ledger

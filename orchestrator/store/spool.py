@@ -23,7 +23,8 @@ from typing import Literal
 
 from orchestrator.clock import SYSTEM, Clock
 from orchestrator.errors import NotFoundError
-from orchestrator.messages import Point, PointView
+from orchestrator.messages import PointView
+from orchestrator.messages_agent import Point
 from orchestrator.store.outbox import TASK, AnyTask, LogArtifact, tracking_key
 from orchestrator.store.spool_files import SpoolFiles
 from orchestrator.store.spool_schema import (

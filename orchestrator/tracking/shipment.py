@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from orchestrator.messages import Point
+from orchestrator.messages_agent import Point
 from orchestrator.store.outbox import AnyTask, CreateRun, LogCheckpoint, SetStatus
 from orchestrator.store.spool import Spool
 from orchestrator.store.spool_schema import StoredPoint, StoredTask

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.states import Phase, Reason
-from orchestrator.messages import BeatReply, Order
+from orchestrator.messages_agent import BeatReply, Order
 from orchestrator.store.checkpoints import points
 from orchestrator.store.records import data_prefix
 from orchestrator.store.runlog import RunLog

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from orchestrator.cluster.mlflow_command import initialise
-from orchestrator.messages import Point
+from orchestrator.messages_agent import Point
 from orchestrator.store.outbox import (
     CreateRun,
     LogArtifact,

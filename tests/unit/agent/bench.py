@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.agent.job import AgentJob
 from orchestrator.agent.launch import AgentHandle, attempt_dir, start_agent
 from orchestrator.agent.workdir import WorkDir
-from orchestrator.messages import Outcome
+from orchestrator.messages_agent import Outcome
 from orchestrator.spec.models import RunSpec
 from orchestrator.store.checkpoints import checkpoints
 from orchestrator.store.objects import ObjectStore, open_store, store_id

@@ -7,7 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from orchestrator.messages import Beat, BeatReply, Outcome, Point
+from orchestrator.messages_agent import Beat, BeatReply, Outcome, Point
 from tests.support import free_port
 
 TOKEN = "s3cret-token"

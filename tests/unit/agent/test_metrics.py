@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.agent.metrics import CommitPoints, MetricsReader, parse_line
-from orchestrator.messages import Point
+from orchestrator.messages_agent import Point
 
 
 def line(step: int, **metrics: float) -> bytes:

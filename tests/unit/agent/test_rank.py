@@ -15,7 +15,7 @@ from orchestrator.agent.rank import Crew, free_port, interface_of
 from orchestrator.agent.reporter import Reporter
 from orchestrator.contract import MARK_FILE
 from orchestrator.domain.states import Reason
-from orchestrator.messages import BeatReply, Order, Outcome, Rendezvous
+from orchestrator.messages_agent import BeatReply, Order, Outcome, Rendezvous
 from orchestrator.store.checkpoints import CheckpointRecord, CheckpointWriter
 from orchestrator.store.runlog import RunLog
 from tests.support import wait_until

@@ -14,7 +14,7 @@ from orchestrator.agent.output import OutputLog
 from orchestrator.agent.reporter import Reporter
 from orchestrator.domain.states import Phase, Reason
 from orchestrator.errors import FencedError, UnauthorizedError, UnavailableError
-from orchestrator.messages import Beat, BeatReply, Outcome
+from orchestrator.messages_agent import Beat, BeatReply, Outcome
 
 
 class FlakyLink(Link):

@@ -8,7 +8,7 @@ from orchestrator.agent.triggers import Triggers
 from orchestrator.agent.waking import SLEPT_S, WAKING_S, Waking
 from orchestrator.clock import SystemClock
 from orchestrator.domain.states import Reason
-from orchestrator.messages import BeatReply, Order
+from orchestrator.messages_agent import BeatReply, Order
 
 
 @dataclass

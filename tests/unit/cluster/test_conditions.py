@@ -22,7 +22,7 @@ from orchestrator.cluster.conditions import Conditions, MachineSensors, NodeCond
 from orchestrator.cluster.gpus import Ours
 from orchestrator.cluster.owner import FILE, OwnerRules, save_rules
 from orchestrator.domain.fleet import NodeReport
-from orchestrator.messages import NodeNote
+from orchestrator.messages_agent import NodeNote
 from orchestrator.settings import Home
 from tests.support import free_port, wait_until
 from tests.unit.cluster.test_config import config

@@ -16,7 +16,7 @@ from orchestrator.control.live import LiveBoard
 from orchestrator.domain.notice import NoticeKind
 from orchestrator.domain.records import RunRecord
 from orchestrator.domain.states import RunState
-from orchestrator.messages import Point
+from orchestrator.messages_agent import Point
 from orchestrator.spec import CheckpointPolicy
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.spool import Spool

@@ -15,7 +15,8 @@ from orchestrator.control.energy import COST_KEY, KWH_KEY
 from orchestrator.domain.energy import KWH_J, EnergySource
 from orchestrator.domain.records import Member
 from orchestrator.domain.states import Phase, Reason, RunState
-from orchestrator.messages import AttemptView, EnergyNote, Order, RunView
+from orchestrator.messages import AttemptView, RunView
+from orchestrator.messages_agent import EnergyNote, Order
 from orchestrator.store.outbox import SetDescription, SetTags
 from tests.unit.control.conftest import build
 from tests.unit.control.test_sight import Setting

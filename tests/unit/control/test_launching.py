@@ -19,7 +19,8 @@ from orchestrator.domain import liveness
 from orchestrator.domain.records import AttemptRecord, Member, RunRecord
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.errors import ConflictError, OrchError, UnavailableError
-from orchestrator.messages import GpuView, NodeNote, SubmitRequest
+from orchestrator.messages import GpuView, SubmitRequest
+from orchestrator.messages_agent import NodeNote
 from orchestrator.spec.models import Variant
 from tests.support import wait_until
 from tests.unit.control.conftest import TOKEN, PaperGateway, build

@@ -10,7 +10,8 @@ import pytest
 from orchestrator.control.fleet import Fleet, FleetWatcher
 from orchestrator.control.nodebook import FRESH_S, Drains, NodeBook
 from orchestrator.errors import SetupError, UnavailableError
-from orchestrator.messages import GpuView, NodeNote
+from orchestrator.messages import GpuView
+from orchestrator.messages_agent import NodeNote
 from tests.unit.control.conftest import PaperGateway
 from tests.unit.records import NOW, node
 

@@ -16,7 +16,8 @@ from orchestrator.control.fleet import Fleet
 from orchestrator.domain.records import RunRecord
 from orchestrator.domain.rivalry import Eviction
 from orchestrator.domain.states import Reason, RunState
-from orchestrator.messages import Outcome, SubmitRequest
+from orchestrator.messages import SubmitRequest
+from orchestrator.messages_agent import Outcome
 from orchestrator.spec.models import RunSpec, Variant
 from tests.unit.records import NOW, node, spec
 

@@ -14,7 +14,8 @@ from orchestrator.control.fleet import Fleet
 from orchestrator.domain.liveness import FORGOTTEN_S, LEAVE_S, RETURNED_S
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import Phase, Reason, RunState
-from orchestrator.messages import Beat, BeatReply, CheckpointNote, Order, Outcome, SubmitRequest
+from orchestrator.messages import SubmitRequest
+from orchestrator.messages_agent import Beat, BeatReply, CheckpointNote, Order, Outcome
 from orchestrator.spec.models import RunSpec, Variant
 from tests.clocks import TurnedClock
 from tests.support import wait_until

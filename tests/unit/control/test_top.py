@@ -16,7 +16,8 @@ from orchestrator.control.today import Today
 from orchestrator.control.top import Kept
 from orchestrator.domain.energy import KWH_J, EnergySource
 from orchestrator.domain.states import Reason, RunState
-from orchestrator.messages import EnergyNote, Health, Point, SubmitRequest
+from orchestrator.messages import Health, SubmitRequest
+from orchestrator.messages_agent import EnergyNote, Point
 from orchestrator.messages_schedules import ScheduleRequest
 from orchestrator.messages_sweeps import SweepRequest
 from orchestrator.messages_top import TopView

@@ -14,7 +14,8 @@ from orchestrator.control.tariffs import TariffBook
 from orchestrator.domain.planner import Desk
 from orchestrator.domain.states import Reason, RunState
 from orchestrator.errors import SetupError
-from orchestrator.messages import Order, SubmitRequest
+from orchestrator.messages import SubmitRequest
+from orchestrator.messages_agent import Order
 from orchestrator.spec.tariff import TariffBand, TariffSpec
 from orchestrator.spec.window import WindowRule
 from tests.unit.control.test_sight import Setting

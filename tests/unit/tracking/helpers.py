@@ -6,7 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 
-from orchestrator.messages import Point
+from orchestrator.messages_agent import Point
 from orchestrator.store.outbox import AnyTask, CreateRun
 from orchestrator.store.spool_schema import StoredPoint
 from orchestrator.tracking.sink import SinkRefusedError, SinkUnavailableError, Target, TargetState

@@ -14,7 +14,7 @@ from orchestrator.store.spool import Spool
 _WRITER = """
 import sys
 from pathlib import Path
-from orchestrator.messages import Point
+from orchestrator.messages_agent import Point
 from orchestrator.store.outbox import LogDataset
 from orchestrator.store.spool import Spool
 spool = Spool(Path(sys.argv[1]))

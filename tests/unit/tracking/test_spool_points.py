@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import SetupError, StoreUnavailableError
-from orchestrator.messages import Point
+from orchestrator.messages_agent import Point
 from orchestrator.store.outbox import tracking_key
 from orchestrator.store.spool import Spool
 from tests.unit.tracking.helpers import point

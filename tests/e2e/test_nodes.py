@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.integration.agent.programs import train
 from tests.stack import Stack
 from tests.support import wait_until
-from tests.unit.agent.programs import train
 
 STEPS = 400
 GAME = "orch-e2e-game"

@@ -17,9 +17,9 @@ from orchestrator.messages_agent import BeatReply, Order
 from orchestrator.store.checkpoints import points
 from orchestrator.store.records import data_prefix
 from orchestrator.store.runlog import RunLog
+from tests.integration.agent.bench import RUN, Bench
+from tests.integration.agent.programs import train
 from tests.support import wait_until
-from tests.unit.agent.bench import RUN, Bench
-from tests.unit.agent.programs import train
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 from orchestrator.contract import EXIT_SAVED, EnvContext
 from orchestrator.domain.states import Reason
 from orchestrator.store.checkpoints import verify
+from tests.integration.agent.bench import Bench
 from tests.support import wait_until
-from tests.unit.agent.bench import Bench
 from tests.unit.trainer.support import SteeredContext, start, tiny, write_text
 from trainer import checkpoint
 from trainer.errors import NoRoom, TrainerError

@@ -18,10 +18,10 @@ from orchestrator.store.objects import ObjectStore, open_store, store_id
 from orchestrator.store.runlog import RunLog
 from tests.faults.conftest import BUCKET
 from tests.faults.test_full_node import mounted
+from tests.integration.agent.bench import Bench
+from tests.integration.agent.programs import train
 from tests.s3 import S3Server, s3_server
 from tests.support import wait_until
-from tests.unit.agent.bench import Bench
-from tests.unit.agent.programs import train
 from tests.unit.store.helpers import RUN, log_keys, make_directory, read_directory, writer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")

@@ -24,7 +24,7 @@ from orchestrator.contract import MARK_FILE
 from orchestrator.domain.states import Reason
 from orchestrator.store.checkpoints import restore
 from tests.faults.hostile import MODELS, STATES, json_texts, pickles, safetensors
-from tests.unit.agent.bench import Bench
+from tests.integration.agent.bench import Bench
 from tests.unit.store.helpers import RUN, writer
 from tests.unit.store.memory_store import MemoryStore
 from tests.unit.trainer.support import assert_same_bits, start, tiny, weights, write_text

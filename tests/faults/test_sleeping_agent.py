@@ -16,10 +16,10 @@ from orchestrator.domain.states import Reason
 from orchestrator.store.checkpoints import checkpoints, restore
 from orchestrator.store.objects import read_bytes
 from tests.faults.conftest import BUCKET
+from tests.integration.agent.bench import RUN, Bench
+from tests.integration.agent.programs import train
 from tests.s3 import S3Server
 from tests.support import wait_until
-from tests.unit.agent.bench import RUN, Bench
-from tests.unit.agent.programs import train
 from tests.unit.store.helpers import commit, contents, log_keys, read_directory, writer
 
 LARGE = 40_000_000

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.states import Reason
-from tests.unit.agent.bench import Bench
+from tests.integration.agent.bench import Bench
 from tests.unit.trainer.support import TINY, write_text
 
 pytestmark = [

@@ -24,11 +24,11 @@ from orchestrator.cluster.owner import FILE, OwnerRules, save_rules
 from orchestrator.domain.fleet import NodeReport
 from orchestrator.messages_agent import NodeNote
 from orchestrator.settings import Home
+from tests.integration.control.test_nodebook import Hands
 from tests.support import free_port, wait_until
 from tests.unit.cluster.test_config import config
 from tests.unit.cluster.test_gpus import GAME, GIB, Card, Nvml
 from tests.unit.cluster.test_sensors import program
-from tests.unit.control.test_nodebook import Hands
 
 
 @dataclass

@@ -197,14 +197,14 @@ def test_the_line_is_what_the_hours_say_whatever_happens(seed: int) -> None:
         assert set(lined_up(queue, now)) == expected
 
 
-def test_a_hundred_thousand_that_wait_for_the_night_cost_nothing_by_day() -> None:
+def test_twenty_thousand_that_wait_for_the_night_cost_nothing_by_day() -> None:
     queue = Queue()
-    for seq in range(100_000):
+    for seq in range(20_000):
         queue.add(waits(f"r{seq}", seq) if seq < 10 else _like(seq))
     queue.due(paris("01T12:00"))
     assert queue.levels() == []
     assert queue.next_due() == paris("01T22:00")
-    assert len(lined_up(queue, paris("01T22:00"))) == 100_000
+    assert len(lined_up(queue, paris("01T22:00"))) == 20_000
     assert lined_up(queue, paris("02T07:00")) == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -18,8 +17,6 @@ from orchestrator.spec.cron import MONTHS
 from orchestrator.spec.hours import DAYS
 from tests.unit.domain.wallclock import NIGHTS, Line, Wall, watch
 
-SAMPLES = 100_000 if os.environ.get("ORCH_SOAK") else 10_000
-"""Lines and windows together: three of four are lines, which are quicker."""
 CASES = [(tz, night) for tz, nights in NIGHTS.items() for night in nights]
 CHANGES = [("Europe/Paris", night) for night in NIGHTS["Europe/Paris"][:2]] + [
     ("Australia/Lord_Howe", night) for night in NIGHTS["Australia/Lord_Howe"][:2]
@@ -91,13 +88,6 @@ def check_fires(draw: Random) -> None:
 @given(st.randoms(use_true_random=False))
 def test_fires_are_those_of_the_clock_on_the_wall(draw: Random) -> None:
     check_fires(draw)
-
-
-@pytest.mark.parametrize("part", range(2))
-def test_thousands_of_lines(part: int) -> None:
-    draw = Random(part)
-    for _ in range(SAMPLES * 3 // 8):
-        check_fires(draw)
 
 
 def test_a_time_that_comes_twice_fires_once() -> None:

@@ -26,7 +26,7 @@ from orchestrator.domain.windows import (
     outside,
 )
 from orchestrator.spec.hours import DAYS, show_time
-from tests.unit.domain.test_times import SAMPLES, a_line, a_wall
+from tests.unit.domain.test_times import a_line, a_wall
 from tests.unit.domain.wallclock import MARGIN, Wall, open_at_fires, open_daily
 
 Bits = NDArray[np.bool_]
@@ -91,13 +91,6 @@ def check_window(draw: Random) -> None:
 @given(st.randoms(use_true_random=False))
 def test_windows_are_open_when_the_clock_on_the_wall_says_so(draw: Random) -> None:
     check_window(draw)
-
-
-@pytest.mark.parametrize("part", range(2))
-def test_thousands_of_windows(part: int) -> None:
-    draw = Random(part)
-    for _ in range(SAMPLES // 8):
-        check_window(draw)
 
 
 def within(found: datetime | None, expected: list[datetime], end: datetime) -> bool:

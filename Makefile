@@ -38,7 +38,7 @@ unit: $(STAMP)  ## the fast layer
 soak: $(STAMP)  ## what takes longer: 500 commits over a bad network, ten million steps of two attempts and of a simulated fleet, more races, a full S3, a node that sleeps for 90 s, 100,000 windows and cron lines
 	@ORCH_SOAK=1 ORCH_SOAK_COMMITS=500 ORCH_SOAK_STEPS=10000000 $(BIN)/python -m pytest -s \
 	  tests/faults/test_fencing.py tests/faults/test_s3_network.py tests/faults/test_fencing_machine.py \
-	  tests/e2e/test_away.py tests/faults/test_full_s3.py tests/integration/test_compiled.py tests/integration/test_shared_steps.py \
+	  tests/e2e/test_away.py tests/e2e/test_sweeps.py tests/faults/test_full_s3.py tests/integration/test_compiled.py tests/integration/test_shared_steps.py \
 	  tests/simulation/test_clocks.py
 	@ORCH_SOAK_EVENTS=10000000 $(BIN)/python -m pytest -n 2 tests/simulation/test_simulation.py
 

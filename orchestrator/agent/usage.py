@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Final, Protocol
 
-PROC: Final = Path("/proc")
+from orchestrator.agent.procfs import PROC, Proc
+
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _PARENT: Final = 1
 _TIMES: Final = slice(11, 15)
@@ -40,7 +41,7 @@ class TreeUsage:
 
     def __init__(self, root: int, proc: Path = PROC) -> None:
         self._root = root
-        self._proc = str(proc)
+        self._proc = Proc(proc)
         self._foreign: set[int] = set()
         """Processes that came from elsewhere: they need not be looked at again."""
         self._looks = 0
@@ -49,12 +50,12 @@ class TreeUsage:
     def ours(self) -> float:
         """By the tree. Between a process's end and the look at its parent its time may be missing, for one
         look."""
-        pids = self._pids()
+        pids = set(self._proc.pids())
         self._foreign = self._foreign & pids if self._looks % _REVIEW else set()
         self._looks += 1
         # Parents have mostly the lower numbers, and are read first: what ends in between is missing in this
         # look rather than counted twice.
-        found = {pid: stat for pid in sorted(pids - self._foreign) if (stat := self._stat(pid))}
+        found = {pid: stat for pid in sorted(pids - self._foreign) if (stat := self._proc.stat(pid))}
         parents = {pid: int(stat[_PARENT]) for pid, stat in found.items()}
         ours = [pid for pid in found if self._belongs(pid, parents)]
         total = sum(int(ticks) for pid in ours for ticks in found[pid][_TIMES])
@@ -63,7 +64,7 @@ class TreeUsage:
 
     def machine(self) -> float | None:
         """By everything that runs here."""
-        name, *ticks = self._read("stat").partition("\n")[0].split()[:9] or [""]
+        name, *ticks = self._proc.read("stat").partition("\n")[0].split()[:9] or [""]
         if name != "cpu" or len(ticks) < len(_BUSY) + len(_NOT_BUSY):
             return None
         return sum(int(ticks[field]) for field in _BUSY) / _TICKS_PER_SECOND
@@ -77,23 +78,3 @@ class TreeUsage:
         if pid == 0 or pid in self._foreign:
             self._foreign.update(way)
         return pid == self._root
-
-    def _pids(self) -> set[int]:
-        return {int(name) for name in os.listdir(self._proc) if name.isdigit()}
-
-    def _stat(self, pid: int) -> list[str]:
-        """Fields behind the command; empty where the process has ended."""
-        text = self._read(f"{pid}/stat")
-        return text[text.rindex(")") + 2 :].split() if ")" in text else []
-
-    def _read(self, file: str) -> str:
-        try:
-            descriptor = os.open(f"{self._proc}/{file}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return ""
-        try:
-            return os.read(descriptor, 4096).decode(errors="replace")
-        except OSError:
-            return ""
-        finally:
-            os.close(descriptor)

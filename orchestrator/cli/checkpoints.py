@@ -14,6 +14,7 @@ from orchestrator.cli.common import (
     RUNS,
     Json,
     RunRef,
+    command_group,
     complete_run,
     connect,
     err,
@@ -60,12 +61,7 @@ class _ListByDefault(TyperGroup):
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    group = typer.Typer(
-        cls=_ListByDefault,
-        no_args_is_help=True,
-        rich_markup_mode="markdown",
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
+    group = command_group(cls=_ListByDefault)
     group.command("list")(checkpoints)
     group.command("verify")(verify)
     group.command("export")(export)

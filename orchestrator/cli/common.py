@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -68,9 +70,34 @@ def complete_run(incomplete: str) -> list[tuple[str, str]]:
             runs = client.runs(limit=50)
     except OrchError:
         return []
-    words = [(run.id, f"{run.name}, {run.state.value}") for run in runs]
-    words += [(run.name, f"newest: {run.id}") for run in runs]
+    return completions(runs, incomplete)
+
+
+class _Named(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> StrEnum: ...
+
+
+def completions(found: Sequence[_Named], incomplete: str) -> list[tuple[str, str]]:
+    """Ids and names, the newest of each name, that begin so."""
+    words = [(one.id, f"{one.name}, {one.state.value}") for one in found]
+    words += [(one.name, f"newest: {one.id}") for one in found]
     return [(word, about) for word, about in dict(reversed(words)).items() if word.startswith(incomplete)]
+
+
+def command_group(about: str | None = None, cls: type[TyperGroup] | None = None) -> typer.Typer:
+    """For commands `orch NAME COMMAND`."""
+    return typer.Typer(
+        cls=cls,
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help=about,
+    )
 
 
 def complete_node(incomplete: str) -> list[str]:

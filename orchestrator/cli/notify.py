@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from orchestrator.cli import render
-from orchestrator.cli.common import CLUSTER, Json, connect, out, print_json, width
+from orchestrator.cli.common import CLUSTER, Json, command_group, connect, out, print_json, width
 from orchestrator.cli.render import Cell, Column
 
 if TYPE_CHECKING:
@@ -38,12 +38,7 @@ Named = Annotated[str, typer.Argument(metavar="NAME", help="Name of the target."
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    group = typer.Typer(
-        help="Be told, wherever you are, when runs finish, fail, get stuck or become the best.",
-        no_args_is_help=True,
-        rich_markup_mode="markdown",
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
+    group = command_group("Be told, wherever you are, when runs finish, fail, get stuck or become the best.")
     for name, command in (("add", add), ("ls", ls), ("rm", rm), ("test", try_out)):
         group.command(name)(command)
     app.add_typer(group, name="notify", rich_help_panel=CLUSTER)

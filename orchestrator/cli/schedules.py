@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from orchestrator.cli import render
-from orchestrator.cli.common import RUNS, Json, Set, connect, err, out, print_json, width
+from orchestrator.cli.common import RUNS, Json, Set, command_group, connect, err, out, print_json, width
 from orchestrator.cli.render import Cell, Column
 
 if TYPE_CHECKING:
@@ -58,11 +58,8 @@ ScheduleRef = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    group = typer.Typer(
-        no_args_is_help=True,
-        rich_markup_mode="markdown",
-        context_settings={"help_option_names": ["-h", "--help"]},
-        help="Runs and sweeps that begin by themselves: every night, on some days, or once at a given time.",
+    group = command_group(
+        "Runs and sweeps that begin by themselves: every night, on some days, or once at a given time."
     )
     for command in (add, ls, show, fires, pause, resume, rm, run):
         group.command()(command)

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from orchestrator.cli import render
-from orchestrator.cli.common import RUNS, Json, connect, out, print_json, width
+from orchestrator.cli.common import RUNS, Json, command_group, completions, connect, out, print_json, width
 from orchestrator.cli.render import Cell, Column
 from orchestrator.domain.sweep_states import SweepState, TrialState
 
@@ -42,9 +42,7 @@ def complete_sweep(incomplete: str) -> list[tuple[str, str]]:
             found = client.sweeps(limit=50)
     except OrchError:
         return []
-    words = [(one.id, f"{one.name}, {one.state.value}") for one in found]
-    words += [(one.name, f"newest: {one.id}") for one in found]
-    return [(word, about) for word, about in dict(reversed(words)).items() if word.startswith(incomplete)]
+    return completions(found, incomplete)
 
 
 SweepRef = Annotated[
@@ -60,11 +58,8 @@ SweepRef = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    group = typer.Typer(
-        no_args_is_help=True,
-        rich_markup_mode="markdown",
-        context_settings={"help_option_names": ["-h", "--help"]},
-        help="Searches over specs: look at them, pause, extend, cancel. `orch submit SWEEP.yaml` begins one.",
+    group = command_group(
+        "Searches over specs: look at them, pause, extend, cancel. `orch submit SWEEP.yaml` begins one."
     )
     for command in (ls, show, follow, pause, resume, extend, cancel):
         group.command()(command)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 import psutil
 
-PROC: Final = Path("/proc")
+from orchestrator.agent.procfs import PROC, Proc
+
 POWER: Final = Path("/sys/class/power_supply")
 LOGIND: Final = Path("/run/systemd/sessions")
 _COMM: Final = 15
@@ -28,7 +29,7 @@ class Processes:
     """The process table. `proc` is where the system shows it."""
 
     def __init__(self, proc: Path = PROC) -> None:
-        self._proc = str(proc)
+        self._proc = Proc(proc)
 
     def named(self, wanted: Iterable[str]) -> dict[int, str]:
         """Living processes that are called like one of `wanted`: number -> that name.
@@ -39,9 +40,9 @@ class Processes:
         names = {name.casefold(): name for name in wanted}
         short = {name[:_COMM]: name for name in names}
         found = {}
-        for pid in self._pids() if names else ():
-            shown = self._read(pid, "comm").strip().casefold()
-            command = self._read(pid, "cmdline").partition("\0")[0]
+        for pid in self._proc.pids() if names else ():
+            shown = self._proc.read(f"{pid}/comm").strip().casefold()
+            command = self._proc.read(f"{pid}/cmdline").partition("\0")[0]
             file = command.replace("\\", "/").rpartition("/")[2].casefold()
             key = file if file in names else short.get(shown)
             if key is not None and self._lives(pid):
@@ -55,36 +56,13 @@ class Processes:
             if pid in wanted:
                 return True
             seen.add(pid)
-            stat = self._stat(pid)
+            stat = self._proc.stat(pid)
             pid = int(stat[_PARENT]) if stat else 0
         return False
 
     def _lives(self, pid: int) -> bool:
-        stat = self._stat(pid)
+        stat = self._proc.stat(pid)
         return bool(stat) and stat[_STATE] not in ("Z", "X")
-
-    def _stat(self, pid: int) -> list[str]:
-        """Fields of proc(5) behind the command; empty where the process has ended."""
-        text = self._read(pid, "stat")
-        return text[text.rindex(")") + 2 :].split() if ")" in text else []
-
-    def _pids(self) -> Iterator[int]:
-        for name in os.listdir(self._proc):
-            if name.isdigit():
-                yield int(name)
-
-    def _read(self, pid: int, file: str) -> str:
-        """A file of the process; empty where it has ended or belongs to somebody else."""
-        try:
-            descriptor = os.open(f"{self._proc}/{pid}/{file}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return ""
-        try:
-            return os.read(descriptor, 4096).decode(errors="replace")
-        except OSError:
-            return ""
-        finally:
-            os.close(descriptor)
 
 
 def on_battery(folder: Path = POWER) -> bool | None:

@@ -10,7 +10,7 @@ from orchestrator.contract import DATASET_FILE
 from orchestrator.control.energy import EnergyBook
 from orchestrator.control.estimates import Estimates
 from orchestrator.control.fleet import FleetWatcher
-from orchestrator.control.ids import new_id
+from orchestrator.control.ids import key_taken, new_id
 from orchestrator.control.live import LiveBoard
 from orchestrator.control.logs import RunFiles
 from orchestrator.control.origin import Origin, resolve_origin
@@ -94,10 +94,7 @@ class Service:
                     ledger.add_event(run.id, run.created_at, "submitted", f"accepted as {run.id}")
         if known is not None:
             if known.spec_hash != digest:
-                raise ConflictError(
-                    f"the key {request.key} belongs to run {known.id}, which has another spec",
-                    remedy="use another --key",
-                )
+                raise key_taken(request.key, f"run {known.id}")
             self._tracking.run_created(known)
             return Submitted(run_id=known.id, name=known.spec.name, created=False)
         self._tracking.run_created(run)

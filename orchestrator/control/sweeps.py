@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from orchestrator.clock import Clock
-from orchestrator.control.ids import new_id
+from orchestrator.control.ids import key_taken, new_id
 from orchestrator.control.live_sweep import LiveSweep, Told
 from orchestrator.control.sweep_round import SweepRound
 from orchestrator.domain.records import RunRecord
@@ -141,10 +141,7 @@ class Sweeps:
                 self._live[sweep.id] = self._rounds.live(ledger, sweep)
         if known is not None:
             if known.spec_hash != digest:
-                raise ConflictError(
-                    f"the key {request.key} belongs to sweep {known.id}, which has another spec",
-                    remedy="use another --key",
-                )
+                raise key_taken(request.key, f"sweep {known.id}")
             return SweepSubmitted(sweep_id=known.id, name=known.spec.name, created=False)
         self._told.created(sweep)
         self._wake.set()

@@ -7,6 +7,7 @@ launched, ending what has ended. So a controller that dies in the middle is repl
 from __future__ import annotations
 
 import logging
+import threading
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,7 @@ class Launching:
         self._pool = ThreadPoolExecutor(LAUNCHES, thread_name_prefix="launch")
         # Apart: a launch can wait for what a release gives back.
         self._releaser = ThreadPoolExecutor(2, thread_name_prefix="release")
+        self._claiming = threading.Lock()
         self._busy: set[str] = set()
         """Actors that are being launched now."""
         self._started: set[str] = set()
@@ -119,7 +121,7 @@ class Launching:
         """
         for rank, member in enumerate(gang.members(attempt)):
             name = attempt.rank_name(rank)
-            if name in self._busy | self._started or not self._missing(attempt, rank, member):
+            if name in self._busy or name in self._started or not self._missing(attempt, rank, member):
                 continue
             if attempt.members and (why := self._doomed(run, attempt)):
                 self._outcomes.end(run.id, attempt.number, Outcome(reason=why), rank)
@@ -140,7 +142,12 @@ class Launching:
         return Reason.RANK_LOST if gang.stop_grace(attempt, self._clock.now()) is not None else None
 
     def _submit(self, run: RunRecord, attempt: AttemptRecord, rank: int) -> None:
-        self._busy.add(attempt.rank_name(rank))
+        """Launch a rank, unless somebody does or did so."""
+        name = attempt.rank_name(rank)
+        with self._claiming:
+            if name in self._busy or name in self._started:
+                return
+            self._busy.add(name)
         self._pool.submit(self._launch_now, run, attempt, rank)
 
     def _launch_now(self, run: RunRecord, attempt: AttemptRecord, rank: int) -> None:

@@ -7,8 +7,8 @@ launched, ending what has ended. So a controller that dies in the middle is repl
 from __future__ import annotations
 
 import logging
-import threading
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

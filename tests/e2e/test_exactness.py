@@ -53,7 +53,7 @@ def test_trainer_killed(stack: Stack, text: Path, uninterrupted: dict[str, str])
 
 
 def test_node_killed(stack: Stack, text: Path, uninterrupted: dict[str, str]) -> None:
-    run_id = stack.submit(tiny_gpt("exact-node-killed", text, STEPS))
+    run_id = stack.submit(tiny_gpt("exact-node-killed", text, STEPS, away=10))
     stack.wait_step(run_id, 120)
     kill_node(stack, "laptop")
     detail = stack.wait_state(run_id, "succeeded", timeout=180)

@@ -217,7 +217,7 @@ def test_a_template_that_does_not_answer_is_not_waited_for_long(
     template.send_signal(signal.SIGSTOP)
     agent = bench.start(bench.script(train()))
     template.send_signal(signal.SIGCONT)
-    with pytest.raises(TemplateError, match="KeyError|Broken pipe"):  # By then it has met the one before.
+    with pytest.raises(TemplateError, match=r"KeyError|Broken pipe"):  # By then it has met the one before.
         ask(str(tmp_path / "template"), "king", [], environment(), "/")
     bench.wait_outcome()
     assert bench.saved_outcome()["reason"] == "completed"

@@ -333,7 +333,7 @@ class Desk:
             rooms = [room for room in self.pools.get(demand.pool, []) if not self.keeps_away(waiting, room)]
             reservation = reserve(waiting, demand, rooms, self.now)
             sooner = found.get(demand.pool)
-            if reservation is not None and (sooner is None or reservation.worth < sooner.worth):
+            if reservation is not None and (sooner is None or reservation.sort_key < sooner.sort_key):
                 found[demand.pool] = reservation
         self.plan.reservations.update(found)
         if waiting.run_id in self.first:

@@ -45,7 +45,7 @@ class Reservation:
         return max(self.at.values())
 
     @property
-    def worth(self) -> tuple[float, int]:
+    def sort_key(self) -> tuple[float, int]:
         """Smaller is better. Of what is overdue and what was ordered to go only the latter is sure to go:
         where others make room for the run, it is there that nobody else may begin meanwhile."""
         return self.begins, self.unsure

@@ -52,9 +52,8 @@ def test_told_after_a_killed_controller(stack: Stack, text: Path, hook: Webhook)
     stack.wait_state(good, "succeeded")
     stack.wait_state(bad, "failed")
     wait_until(lambda: waiting(stack)["error"] == "nobody listens there", 60, stack.evidence)
-    wait_until(
-        lambda: waiting(stack)["waiting"] == 2, 60, stack.evidence
-    )  # the second may wait for its next look
+    # The second one may wait for its next look.
+    wait_until(lambda: waiting(stack)["waiting"] == 2, 60, stack.evidence)
     assert not any(SECRET in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
     refused = stack.orch("notify", "test", code=1)
     assert "nobody listens there" in refused

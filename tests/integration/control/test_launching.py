@@ -273,6 +273,17 @@ def test_an_agent_that_was_started_before_is_waited_for(play: Play, gateway: Cho
     assert play.beat(0, "restoring", rendezvous=MEETING)["rendezvous"] is not None
 
 
+def test_a_rank_is_launched_once_whoever_asks(play: Play, gateway: Choosy) -> None:
+    play.place()
+    launching = play.controller.loop.launching
+    for _ in range(3):
+        launching.launch(play.run, play.attempt)
+    wait_until(lambda: len(gateway.asked) >= 2, 5)
+    launching.launch(play.run, play.attempt)
+    launching._pool.shutdown(wait=True)
+    assert sorted(gateway.asked) == sorted(play.attempt.rank_name(rank) for rank in (0, 1))
+
+
 def test_a_lost_node_ends_all(play: Play, gateway: Choosy, monkeypatch: pytest.MonkeyPatch) -> None:
     play.place()
     play.running()

@@ -56,6 +56,10 @@ class NodeNote(Message):
     """Why its owner needs it now, in words; empty where it is free."""
     yields: bool = False
     """Whether what runs there has to save and go, too."""
+    agents: list[str] | None = Field(default=None, max_length=10_000)
+    """Attempts whose agents live there, each as `RUN-aN`; None where it does not say."""
+    boot_id: str = Field(default="", max_length=100)
+    """Changes whenever the machine starts."""
 
 
 class Outcome(Message):

@@ -99,6 +99,14 @@ class Stack:
 
         return int(wait_until(there, timeout, self.evidence, every=0.1))
 
+    def wait_free(self, timeout: float = 150) -> None:
+        """Wait until every node is there and nothing occupies any: also not what was killed with a node."""
+
+        def free() -> bool:
+            return all(node["state"] == "ready" and not node["runs"] for node in self.get("/v1/nodes"))
+
+        wait_until(free, timeout, self.evidence, every=0.2)
+
     def service(self, name: str) -> list[psutil.Process]:
         """The processes that a service lives by, and their children."""
         state = json.loads((self.home / "state.json").read_text())

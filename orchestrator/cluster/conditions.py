@@ -1,4 +1,5 @@
-"""Tells the controller every few seconds how this machine's nodes are: their GPUs, and what their owner does.
+"""Tells the controller every few seconds how this machine's nodes are: their GPUs, what their owner does, and
+which attempts have an agent there.
 
 A thread of the supervisor, which lives on every machine that has nodes. A look costs well under a millisecond
 where no programs are listed and no GPU is there; nothing heavy is imported for it. While the controller is
@@ -22,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from orchestrator.agent.identity import boot_id
 from orchestrator.agent.launch import LaunchNote
 from orchestrator.agent.link import Link
 from orchestrator.clock import SYSTEM, Clock
@@ -45,6 +47,10 @@ ROOTS_S: Final = 1.0
 """Who our agents are is looked up once for all questions of one look."""
 POST_S: Final = 5.0
 """Longest wait for the controller's answer."""
+
+
+Told = tuple[NodeReport, list[str]]
+"""A report, and the attempts with living agents."""
 
 
 class Sensors(Protocol):
@@ -226,25 +232,30 @@ class Teller:
         self._conditions = conditions
         self._clock = clock
         self._link = Link(url, home.node(node) / "token", POST_S)
-        self._told: NodeReport | None = None
+        self._home = home
+        self._told: Told | None = None
         self._told_at = 0.0
         self._failing = False
 
     def tell(self) -> None:
         """Look, and say it where that is due."""
-        report = self._conditions.report()
+        report, living = self._conditions.report(), self._living()
         now = self._clock.boottime()
-        if report == self._told and now - self._told_at < SAY_S:
+        if (report, living) == self._told and now - self._told_at < SAY_S:
             return
+        note = asdict(report) | {"agents": living, "boot_id": boot_id()}
         try:
-            self._link.post(f"/v1/agent/nodes/{self.node}/report", json.dumps(asdict(report)).encode())
+            self._link.post(f"/v1/agent/nodes/{self.node}/report", json.dumps(note).encode())
         except OrchError as error:
             self._told = None
             if not self._failing:
                 log.info("node %s: %s; trying on", self.node, error)
                 self._failing = True
             return
-        if self._failing or self._told is None or report.busy != self._told.busy:
+        if self._failing or self._told is None or report.busy != self._told[0].busy:
             log.info("node %s: told the controller: %s", self.node, report.busy or "free for runs")
         self._failing = False
-        self._told, self._told_at = report, now
+        self._told, self._told_at = (report, living), now
+
+    def _living(self) -> list[str]:
+        return sorted(agent.folder.name for agent in agents(self._home) if agent.node == self.node)

@@ -80,7 +80,7 @@ class Controller:
         self.live = LiveBoard(clock)
         self.health = NodeHealth(self.ledger, clock)
         self.estimates = Estimates(self.ledger, self.live, clock)
-        book = NodeBook(Drains(config.home.drains_file, clock), clock)
+        self.book = NodeBook(Drains(config.home.drains_file, clock), clock)
         self.tariffs = TariffBook(config.home.tariff_file)
         self.board = Board(
             self.ledger,
@@ -91,14 +91,14 @@ class Controller:
             config.window_grace_s,
         )
         self.watcher = FleetWatcher(
-            gateway, self.wake, lambda node: self.health.told(book.told(node)), lambda: self.board.idle
+            gateway, self.wake, lambda node: self.health.told(self.book.told(node)), lambda: self.board.idle
         )
         self.scheduling = Scheduling(self.board, self.ledger, self.estimates, clock, config.upgrade_rest_s)
         self.energy = EnergyBook(self.ledger, self.spool, self.live, clock, self.tariffs.tariff)
         views = Views(
             self.ledger, self.spool, self.live, self.scheduling, self.estimates, self.watcher, self.energy
         )
-        self.machines = Machines(book, self.watcher, views)
+        self.machines = Machines(self.book, self.watcher, views)
         self.keeping = Keeping(self.ledger, self.store, clock)
         self.probes = Probes(gateway, clock)
         files = RunFiles(config.home.run_logs)
@@ -220,7 +220,9 @@ class Controller:
 
     def _loop(self) -> Loop:
         rooms = self.scheduling.rooms
-        sight = Sight(self.ledger, self.live, self.outcomes, self.probes, self.health, rooms, self._clock)
+        sight = Sight(
+            self.ledger, self.live, self.outcomes, self.probes, self.health, self.book, rooms, self._clock
+        )
         return Loop(
             self.config,
             self.ledger,

@@ -17,6 +17,8 @@ from orchestrator.store.posix import sync_folder
 
 FRESH_S: Final = 30.0
 """A report that is older does not count: nobody knows what the node does now."""
+LATE_S: Final = 6.0
+"""So long before it was heard a report may have been made; the node waits 5 s for it to arrive."""
 _NOTHING: Final = NodeReport()
 
 
@@ -72,6 +74,8 @@ class _Heard:
     report: NodeReport
     at: float
     """Seconds of the clock that goes on while this machine is suspended."""
+    agents: frozenset[str] | None
+    boot_id: str
 
 
 class NodeBook:
@@ -84,7 +88,8 @@ class NodeBook:
 
     def take(self, name: str, note: NodeNote) -> None:
         """A node has said this of itself now."""
-        self._heard[name] = _Heard(_report(note), self._clock.boottime())
+        living = None if note.agents is None else frozenset(note.agents)
+        self._heard[name] = _Heard(_report(note), self._clock.boottime(), living, note.boot_id)
 
     def told(self, node: NodeInfo) -> NodeInfo:
         """What Ray says of a node, with the rest."""
@@ -97,6 +102,16 @@ class NodeBook:
         """Seconds since a node last spoke of itself; None where it never has since this controller began."""
         heard = self._heard.get(name)
         return None if heard is None else self._clock.boottime() - heard.at
+
+    def misses(self, name: str, attempt: str, silent_s: float, boot_id: str) -> bool:
+        """Whether a node has said that an attempt (`RUN-aN`) has no agent there, well after that last spoke.
+
+        Only the machine that the agent spoke from can say so: `boot_id` is what the agent called it.
+        """
+        heard = self._heard.get(name)
+        if heard is None or heard.agents is None or not boot_id or heard.boot_id != boot_id:
+            return False
+        return self._clock.boottime() - heard.at < silent_s - LATE_S and attempt not in heard.agents
 
     def _report(self, name: str) -> NodeReport:
         heard = self._heard.get(name)

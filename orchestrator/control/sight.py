@@ -11,6 +11,7 @@ from orchestrator.clock import Clock
 from orchestrator.control.exclusions import NodeHealth
 from orchestrator.control.fleet import Fleet
 from orchestrator.control.live import LiveBoard
+from orchestrator.control.nodebook import NodeBook
 from orchestrator.control.outcomes import Outcomes
 from orchestrator.control.probes import Probes
 from orchestrator.control.shares import gpu_share
@@ -37,6 +38,7 @@ class Sight:
         outcomes: Outcomes,
         probes: Probes,
         health: NodeHealth,
+        book: NodeBook,
         rooms: Callable[[Fleet], Mapping[str, Room]],
         clock: Clock,
     ) -> None:
@@ -45,6 +47,7 @@ class Sight:
         self._outcomes = outcomes
         self._probes = probes
         self._health = health
+        self._book = book
         self._rooms = rooms
         self._clock = clock
         self._returned: dict[str, float] = {}
@@ -82,11 +85,13 @@ class Sight:
             self._returned[name] = now
         sign = self._live.sign(attempt.run_id, attempt.number)
         known = sign.boot_id if sign is not None else ""
+        silence = self._live.silence(attempt.run_id, attempt.number)
         facts = Facts(
-            silence=self._live.silence(attempt.run_id, attempt.number),
+            silence=silence,
             node_alive=fleet.alive(attempt.ray_id),
             returned_s=now - self._returned[name] if node is not None else None,
             rebooted=bool(node and node.boot_id and known and node.boot_id != known),
+            missed=self._book.misses(attempt.node, attempt.name, silence, known),
         )
         return replace(facts, actor=self._probes.answer(name)) if needs_probe(facts) else facts
 

@@ -2,7 +2,8 @@
 
 Unreachable is not dead: a machine that sleeps, or is off the network, is a normal state with a name of its
 own, and its attempt may go on there. An attempt is over only on evidence: the actor has looked and the
-agent's process is gone; the machine has been started anew; the machine is back and its agent stays silent.
+agent's process is gone; the machine, which Ray has given up, says the same; the machine has been started
+anew; the machine is back and its agent stays silent.
 Whether the run waits for a quiet attempt or goes on elsewhere is another question: :func:`may_leave`.
 """
 
@@ -47,6 +48,8 @@ class Facts:
     """Seconds since its machine has been back as another Ray node; None where it is not."""
     rebooted: bool = False
     """Its machine has been started anew since its agent spoke."""
+    missed: bool = False
+    """Its machine has said, after its agent last spoke, that no such agent lives there."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def _evidence(attempt: AttemptRecord, facts: Facts) -> Lost | None:
         gone = actor.state in ("dead", "missing")
         if gone and attempt.phase != Phase.LAUNCHING and silence > ABANDONED_S:
             return Lost(Reason.AGENT_LOST, f"nothing heard from {node} for {silence:.0f} s")
+    if facts.missed and facts.node_alive is False and attempt.phase != Phase.LAUNCHING:
+        return Lost(Reason.NODE_LOST, f"Ray on {node} was lost, and the agent with it")
     if facts.returned_s is not None and min(facts.returned_s, silence) > RETURNED_S:
         return Lost(Reason.NODE_LOST, f"{node} is back, but the agent there does not speak")
     return None

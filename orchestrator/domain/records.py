@@ -165,13 +165,18 @@ class AttemptRecord:
         return self.reason == Reason.AWAY and not self.ended
 
     @property
+    def name(self) -> str:
+        """`RUN-aN`, as its folder on its node is called."""
+        return f"{self.run_id}-a{self.number}"
+
+    @property
     def actor_name(self) -> str:
         """Name of its Ray actor."""
         return self.rank_name(0)
 
     def rank_name(self, rank: int) -> str:
         """Name of the Ray actor of a rank."""
-        name = f"run-{self.run_id}-a{self.number}"
+        name = f"run-{self.name}"
         return f"{name}-r{rank}" if rank else name
 
 

@@ -11,7 +11,6 @@ import psutil
 import pytest
 
 from tests.stack import Stack, tiny_gpt
-from tests.support import wait_until
 
 STEPS = 300
 
@@ -60,7 +59,7 @@ def test_node_killed(stack: Stack, text: Path, uninterrupted: dict[str, str]) ->
     assert detail["attempts"][0]["reason"] in ("away", "node-lost")
     assert final_weights(stack, run_id) == uninterrupted
     assert_one_point_per_step(stack, run_id)
-    wait_until(lambda: {n["name"]: n["state"] for n in stack.json("nodes")}["laptop"] == "ready", 60)
+    stack.wait_free(60)
 
 
 def kill_node(stack: Stack, name: str) -> None:

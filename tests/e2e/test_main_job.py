@@ -19,6 +19,7 @@ STEPS = 400
 @pytest.fixture(scope="module")
 def moved(stack: Stack, text: Path) -> dict[str, Any]:
     """A run that began on the laptop and ended on the GPU box."""
+    stack.wait_free()
     run_id = stack.submit(tiny_gpt("moved", text, STEPS))
     stack.wait_step(run_id, 100)
     stack.orch("move", run_id, "--to", "gpu")

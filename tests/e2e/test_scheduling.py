@@ -32,7 +32,7 @@ def nothing_left(stack: Stack) -> Iterator[None]:
     for run in stack.get("/v1/runs"):
         if run["state"] not in ("succeeded", "failed", "cancelled"):
             stack.orch("cancel", run["id"])
-    wait_until(lambda: not any(node["runs"] for node in stack.get("/v1/nodes")), 60, stack.evidence)
+    stack.wait_free(60)
 
 
 def command(name: str, pool: str, until: Path | None = None, **values: Any) -> dict[str, Any]:
@@ -93,7 +93,6 @@ def test_equals_wait_in_order_and_can_be_held_and_put_first(stack: Stack, tmp_pa
 def test_a_run_moves_up_makes_room_comes_back_and_outlives_its_node(
     stack: Stack, text: Path, tmp_path: Path
 ) -> None:
-    """The last test here: what a killed node had granted is given back two minutes after it has returned."""
     blocking = stack.submit(command("blocking", "gpu", tmp_path / "blocked"))
     stack.wait_state(blocking, "running")
     placement = [{"pool": "gpu", "cpus": 1}, {"pool": "laptop", "cpus": 1}]
@@ -108,7 +107,8 @@ def test_a_run_moves_up_makes_room_comes_back_and_outlives_its_node(
     kill(stack, "gpu")
     reached = stack.wait_step(run_id, (stack.show(run_id)["run"]["step"] or 0) + 300)
     killed, last = stack.show(run_id)["attempts"][2:]
-    assert (killed["node"], killed["reason"], last["node"]) == ("gpu", "away", "laptop")
+    assert (killed["node"], last["node"]) == ("gpu", "laptop")
+    assert killed["reason"] in ("away", "node-lost"), "whichever is known first"
     committed = {point["step"]: point["attempt"] for point in stack.json("checkpoints", run_id)}
     assert last["first_step"] == max(step for step, attempt in committed.items() if attempt <= 3)
     assert killed["last_step"] - last["first_step"] <= 400, "no more is lost than since the last commit"

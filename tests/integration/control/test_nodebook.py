@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.control.fleet import Fleet, FleetWatcher
-from orchestrator.control.nodebook import FRESH_S, Drains, NodeBook
+from orchestrator.control.nodebook import FRESH_S, LATE_S, Drains, NodeBook
 from orchestrator.errors import SetupError, UnavailableError
 from orchestrator.messages import GpuView
 from orchestrator.messages_agent import NodeNote
@@ -77,6 +77,26 @@ def test_the_newest_report_counts(book: NodeBook) -> None:
     book.take("laptop", NodeNote(busy="cs2 is running"))
     book.take("laptop", NodeNote())
     assert book.told(node()).closed == ""
+
+
+def test_only_the_machine_itself_can_say_that_an_agent_is_gone(book: NodeBook, clock: Hands) -> None:
+    def misses(silent_s: float, attempt: str = "run1-a1", boot: str = "boot-1") -> bool:
+        return book.misses("laptop", attempt, silent_s, boot)
+
+    assert not misses(1000.0), "it has said nothing"
+    book.take("laptop", NodeNote())
+    assert not misses(1000.0), "it did not speak of agents"
+    book.take("laptop", NodeNote(agents=["run1-a1", "run2-a1"], boot_id="boot-1"))
+    assert not misses(1000.0)
+    assert misses(1000.0, "run1-a2")
+    book.take("laptop", NodeNote(agents=[], boot_id="boot-1"))
+    clock.sleep(1)
+    assert misses(1000.0)
+    assert misses(1 + LATE_S + 0.1)
+    assert not misses(1 + LATE_S), "it may have been written before the agent began"
+    assert not misses(1000.0, boot="boot-2"), "another machine of that name"
+    assert not misses(1000.0, boot=""), "nobody knows which machine the agent was on"
+    assert not book.misses("gpu", "run1-a1", 1000.0, "boot-1")
 
 
 def test_drains_outlive_the_controller(tmp_path: Path, clock: Hands) -> None:

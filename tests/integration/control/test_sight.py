@@ -15,7 +15,7 @@ from orchestrator.domain.liveness import FORGOTTEN_S, LEAVE_S, RETURNED_S
 from orchestrator.domain.records import AttemptRecord, RunRecord
 from orchestrator.domain.states import Phase, Reason, RunState
 from orchestrator.messages import SubmitRequest
-from orchestrator.messages_agent import Beat, BeatReply, CheckpointNote, Order, Outcome
+from orchestrator.messages_agent import Beat, BeatReply, CheckpointNote, NodeNote, Order, Outcome
 from orchestrator.spec.models import RunSpec, Variant
 from tests.clocks import TurnedClock
 from tests.integration.control.conftest import PaperGateway, build
@@ -216,6 +216,25 @@ def test_a_machine_that_is_back_without_its_agent(it: Setting) -> None:
     assert not it.attempt(run_id).ended
     it.pass_(2)
     assert it.attempt(run_id).reason is Reason.NODE_LOST
+
+
+def test_a_machine_that_ray_has_lost_says_that_its_agent_is_gone(it: Setting) -> None:
+    """Everything of a node was killed, but for what watches over it: nothing is waited for."""
+    run_id = it.submit(migrate="never", retries=0)
+    it.beat(run_id)
+    it.sleeps()
+    it.pass_(5)
+    it.controller.machines.report("laptop", NodeNote(agents=[f"{run_id}-a1"], boot_id="boot-1"))
+    it.pass_(5)
+    assert not it.attempt(run_id).ended, "its agent lives"
+    it.controller.machines.report("laptop", NodeNote(agents=[], boot_id="boot-1"))
+    it.pass_(1)
+    assert it.attempt(run_id).reason is Reason.NODE_LOST
+    assert "the agent with it" in it.attempt(run_id).message
+    it.wakes()
+    it.pass_(1)
+    it.launched(run_id, 2)
+    assert it.run(run_id).retries_used == 0
 
 
 def test_an_agent_that_its_actor_sees_at_work_has_its_whole_grace(it: Setting) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.agent.identity import identify
+from orchestrator.agent.identity import boot_id, identify
 from orchestrator.agent.launch import LaunchNote
 from orchestrator.cluster import conditions
 from orchestrator.cluster.conditions import Conditions, MachineSensors, NodeConditions, Teller
@@ -259,6 +259,28 @@ def test_changes_are_told_at_once_and_the_rest_now_and_then(
     assert heard.told[-1][2].yields
 
 
+def test_agents_that_live_are_told_until_they_do_not(
+    home: Home, clock: Hands, listener: tuple[Listener, ThreadingHTTPServer]
+) -> None:
+    heard, server = listener
+    node = node_of(home.node("a"), Scene(), clock)
+    teller = Teller(f"http://127.0.0.1:{server.server_port}", home, node, "a", clock)
+    with subprocess.Popen(["sleep", "60"]) as agent:
+        who = identify(agent.pid)
+        assert who is not None
+        for folder in (home.node("a"), home.node("b")):
+            attempt = folder / "attempts" / f"run1-a{folder.name}"
+            attempt.mkdir(parents=True)
+            (attempt / "agent.json").write_text(json.dumps(vars(who)))
+        teller.tell()
+        agent.kill()
+        agent.wait(10)
+        teller.tell()
+        teller.tell()
+    told = [(note.agents, note.boot_id) for _, _, note in heard.told]
+    assert told == [(["run1-aa"], boot_id()), ([], boot_id())], "at once, and only this node's"
+
+
 def test_a_controller_that_is_away_is_tried_again_and_named_once(
     home: Home, clock: Hands, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -309,7 +331,7 @@ def test_a_report_is_a_message_that_the_controller_takes() -> None:
     """They are written apart, so that the supervisor need not know messages."""
     from dataclasses import asdict, fields
 
-    assert {f.name for f in fields(NodeReport)} == set(NodeNote.model_fields)
+    assert {f.name for f in fields(NodeReport)} | {"agents", "boot_id"} == set(NodeNote.model_fields)
     card = Card(compute={GAME: GIB}, busy=40)
     (state,) = conditions.Gpus(Nvml(card), ["0"], True).read(NOBODY)
     note = NodeNote.model_validate_json(json.dumps(asdict(NodeReport((state,), "cs2 is running", True))))

@@ -45,6 +45,8 @@ def test_an_agent_that_speaks_is_there_whatever_ray_says(alive: bool | None) -> 
         Facts(ABANDONED_S - 1, True, actor("dead", None)),
         Facts(1000.0, False, returned_s=RETURNED_S - 1),  # it wakes up
         Facts(RETURNED_S - 1, False, returned_s=1000.0),
+        Facts(60.0, True, missed=True),  # its actor knows why it is gone
+        Facts(60.0, None, missed=True),
     ],
 )
 def test_without_evidence_it_is_unreachable_and_not_over(facts: Facts) -> None:
@@ -62,6 +64,7 @@ def test_a_short_silence_is_nothing() -> None:
         (Facts(ABANDONED_S + 1, True, actor("missing", None)), Reason.AGENT_LOST),
         (Facts(RETURNED_S + 9, False, returned_s=RETURNED_S + 1), Reason.NODE_LOST),
         (Facts(1.0, False, returned_s=0.0, rebooted=True), Reason.NODE_LOST),
+        (Facts(7.0, False, missed=True), Reason.NODE_LOST),
     ],
 )
 def test_evidence_ends_it(facts: Facts, reason: Reason) -> None:

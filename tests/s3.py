@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +18,14 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from orchestrator.agent.ports import bindable
 from tests.support import process, wait_until
 
 ACCESS_KEY, SECRET_KEY = "tests", "tests-4f1c9e2b7a"
 _GRPC_OFFSET = 10_000
 """Each of its services listens on a second port that much higher."""
+_PORTS = range(10_000, 20_000)
+"""With the second ones below Linux's range for outgoing connections."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +103,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 
 def _free_pair() -> int:
     """A port that is free together with the one that its service adds."""
-    for _ in range(100):
-        with socket.socket() as low, socket.socket() as high:
-            low.bind(("127.0.0.1", 0))
-            port = int(low.getsockname()[1])
-            if port + _GRPC_OFFSET > 65_535:
-                continue
-            try:
-                high.bind(("127.0.0.1", port + _GRPC_OFFSET))
-            except OSError:
-                continue
+    for port in random.sample(_PORTS, 100):
+        if bindable("127.0.0.1", port) and bindable("127.0.0.1", port + _GRPC_OFFSET):
             return port
     raise AssertionError("no free pair of ports")

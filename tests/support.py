@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+from orchestrator.agent.ports import pick_port
 
 T = TypeVar("T")
 
@@ -35,10 +36,8 @@ def wait_until(
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nothing listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nothing listened on a moment ago, and that no outgoing connection will have."""
+    return pick_port(host)
 
 
 @contextmanager

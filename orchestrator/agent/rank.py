@@ -9,12 +9,12 @@ checkpoint and start. They commit and measure nothing.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.agent.job import AgentJob
 from orchestrator.agent.opening import Opened, Opening, Telling, store_uri
+from orchestrator.agent.ports import pick_port
 from orchestrator.agent.reporter import Reporter
 from orchestrator.agent.saver import Destination, Saver
 from orchestrator.agent.workdir import WorkDir, remove
@@ -115,7 +115,7 @@ class Crew:
             record = opened.restored.record if opened.restored else None
             meeting = Rendezvous(
                 host=self._job.address,
-                port=free_port(),
+                port=pick_port(""),
                 run=record.run if record else None,
                 step=record.step if record else None,
                 checkpoint=str(record.id) if record else "",
@@ -198,13 +198,6 @@ class Discarding:
 
     def close(self) -> None:
         """Nothing is to be done."""
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def interface_of(address: str) -> str | None:

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from orchestrator.cli import render
-from orchestrator.cli.common import RUNS, Json, Set, command_group, connect, err, out, print_json, width
-from orchestrator.cli.render import Cell, Column
+from orchestrator.cli.common import RUNS, Json, Set, command_group, connect, err, out, print_json
+from orchestrator.cli.schedule_tables import (
+    coming_table,
+    fields,
+    fire_table,
+    first,
+    next_due,
+    table,
+    when,
+    work,
+)
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-    from orchestrator.messages_schedules import ComingView, FireView, ScheduleRequest, ScheduleView
+    from orchestrator.messages_schedules import ScheduleRequest, ScheduleView
     from orchestrator.spec import LoadedSpec, LoadedSweep
-
-COLUMNS = [
-    Column("ID"),
-    Column("NAME", least=8),
-    Column("STATE"),
-    Column("CREATES"),
-    Column("WHEN", least=9),
-    Column("NEXT"),
-    Column("LAST", wrap=True),
-]
-COMING_COLUMNS = [Column("SCHEDULE", least=8), Column("LOCAL TIME"), Column("UTC"), Column("MAY RUN UNTIL")]
-FIRE_COLUMNS = [Column("DUE"), Column("BECAME"), Column("WORK"), Column("IS"), Column("WHY", wrap=True)]
 
 
 def complete_schedule(incomplete: str) -> list[tuple[str, str]]:
@@ -42,7 +38,7 @@ def complete_schedule(incomplete: str) -> list[tuple[str, str]]:
             found = client.schedules()
     except OrchError:
         return []
-    return [(one.name, _when(one)) for one in found if one.name.startswith(incomplete)]
+    return [(one.name, when(one)) for one in found if one.name.startswith(incomplete)]
 
 
 ScheduleRef = Annotated[
@@ -134,7 +130,7 @@ def add(
     if as_json:
         print_json(view)
     else:
-        out.print(f"schedule {view.id} ({view.name}) creates a {view.creates} {_first(view)}")
+        out.print(f"schedule {view.id} ({view.name}) creates a {view.creates} {first(view)}")
         out.print(f"look at it with `orch schedule show {view.name}`", style="dim")
 
 
@@ -189,13 +185,6 @@ def _problems(error: ValidationError, loaded: LoadedSpec | LoadedSweep) -> list[
     return found
 
 
-def _first(view: ScheduleView) -> str:
-    if view.next is None:
-        return _when(view)
-    first = f"first at {_local(view.next.local)}"
-    return f"at {_local(view.next.local)} ({view.tz})" if view.at else f"{_when(view)}, {first}"
-
-
 def ls(
     all_schedules: Annotated[
         bool, typer.Option("--all", "-a", help="Also those that have ended and those that were removed.")
@@ -213,7 +202,7 @@ def ls(
     elif not found:
         out.print("no schedules; `orch schedule add SPEC --cron LINE` makes one")
     else:
-        out.print(render.table(COLUMNS, [_row(one) for one in found], width()))
+        out.print(table(found))
 
 
 def show(schedule: ScheduleRef, as_json: Json = False) -> None:
@@ -227,13 +216,13 @@ def show(schedule: ScheduleRef, as_json: Json = False) -> None:
         print_json(detail)
         return
     view = detail.schedule
-    out.print(render.fields(_fields(view)))
+    out.print(render.fields(fields(view)))
     if detail.coming:
         out.print()
-        out.print(_coming_table(detail.coming[:5]))
+        out.print(coming_table(detail.coming[:5]))
     if detail.fires:
         out.print()
-        out.print(_fire_table(detail.fires))
+        out.print(fire_table(detail.fires))
 
 
 def coming(
@@ -261,7 +250,7 @@ def coming(
     elif not found:
         out.print("nothing is due any more; `orch schedule ls --all` lists what has ended")
     else:
-        out.print(_coming_table(found))
+        out.print(coming_table(found))
 
 
 def fires(
@@ -280,7 +269,7 @@ def fires(
     elif not found:
         out.print("it has not fired yet")
     else:
-        out.print(_fire_table(found))
+        out.print(fire_table(found))
 
 
 def pause(schedule: ScheduleRef, as_json: Json = False) -> None:
@@ -300,7 +289,7 @@ def resume(schedule: ScheduleRef, as_json: Json = False) -> None:
     """
     with connect() as client:
         view = client.resume_schedule(schedule)
-    _say(view, f"fires again{_next(view)}", as_json)
+    _say(view, f"fires again{next_due(view)}", as_json)
 
 
 def rm(schedule: ScheduleRef, as_json: Json = False) -> None:
@@ -323,7 +312,7 @@ def run(schedule: ScheduleRef, as_json: Json = False) -> None:
     if as_json:
         print_json(view)
     elif view.run_id or view.sweep_id:
-        out.print(f"created {_work(view)}")
+        out.print(f"created {work(view)}")
     else:
         out.print(f"fired: it is {view.state.value}" + (f": {view.message}" if view.message else ""))
 
@@ -333,99 +322,3 @@ def _say(view: ScheduleView, what: str, as_json: bool) -> None:
         print_json(view)
     else:
         out.print(f"schedule {view.id} ({view.name}) {what}")
-
-
-# ---- how it looks
-
-
-def _row(view: ScheduleView) -> list[Cell]:
-    return [
-        view.id,
-        view.name,
-        render.state(view.state.value),
-        view.creates,
-        _when(view),
-        _local(view.next.local) if view.next else render.NOTHING,
-        _last(view),
-    ]
-
-
-def _when(view: ScheduleView) -> str:
-    if view.at is not None:
-        return f"once ({view.tz})"
-    return f"{view.cron} ({view.tz})"
-
-
-def _next(view: ScheduleView) -> str:
-    return f", next at {_local(view.next.local)}" if view.next else ""
-
-
-def _last(view: ScheduleView) -> str:
-    if view.last is None:
-        return "never fired"
-    text = f"{_due(view.last)} {view.last.state.value}"
-    if view.last.run_id or view.last.sweep_id:
-        text += f" {_work(view.last)}: {view.last.work_state}"
-    return text
-
-
-def _fields(view: ScheduleView) -> list[tuple[str, Cell]]:
-    now = datetime.now(UTC)
-    return [
-        ("schedule", f"{view.id} ({view.name})"),
-        ("state", render.state(view.state.value)),
-        ("", view.message),
-        ("creates", f"a {view.creates}"),
-        ("when", _when(view)),
-        ("window", view.window),
-        ("overlap", view.overlap.value),
-        ("catch up", view.catch_up.value),
-        ("waiting", str(view.waiting) if view.waiting else ""),
-        ("user", view.user),
-        ("made", render.clock(view.created_at, now)),
-        ("ended", render.clock(view.ended_at, now) if view.ended_at else ""),
-    ]
-
-
-def _coming_table(found: Sequence[ComingView]) -> Cell:
-    return render.table(COMING_COLUMNS, [_coming_row(one) for one in found], width())
-
-
-def _coming_row(one: ComingView) -> list[Cell]:
-    local = datetime.fromisoformat(one.local)
-    closes = one.closes.astimezone(local.tzinfo).isoformat() if one.closes else None
-    utc = one.at.astimezone(UTC)
-    return [
-        one.name,
-        _local(one.local),
-        _local(utc.isoformat()),
-        _local(closes) if closes else render.NOTHING,
-    ]
-
-
-def _fire_table(found: Sequence[FireView]) -> Cell:
-    return render.table(FIRE_COLUMNS, [_fire_row(one) for one in found], width())
-
-
-def _fire_row(one: FireView) -> list[Cell]:
-    state = render.state(one.state.value)
-    return [_due(one), state, _work(one), render.state(one.work_state or ""), one.message]
-
-
-def _due(one: FireView) -> str:
-    if one.by_hand:
-        return f"{_local(one.local)} by hand"
-    more = f" and {one.count - 1} more" if one.count > 1 else ""
-    return _local(one.local) + more
-
-
-def _work(one: FireView) -> str:
-    if one.run_id:
-        return f"run {one.run_id}"
-    return f"sweep {one.sweep_id}" if one.sweep_id else ""
-
-
-def _local(text: str) -> str:
-    """An instant as its own clock shows it, such as `Mon 2026-03-02 22:00`; seconds where there are some."""
-    at = datetime.fromisoformat(text)
-    return at.strftime("%a %Y-%m-%d %H:%M" + (":%S" if at.second else ""))

@@ -20,6 +20,7 @@ from typing import Final
 import httpx
 
 from orchestrator import __version__
+from orchestrator.agent import ports
 from orchestrator.client import Client
 from orchestrator.clock import SYSTEM
 from orchestrator.cluster import machine
@@ -153,7 +154,7 @@ def _services(home: Home) -> Iterator[Finding]:
 
 def _free_ports(home: Home, config: StackConfig) -> Iterator[Finding]:
     for service in services(config, home):
-        if service.listens and not machine.bindable(*service.listens):
+        if service.listens and not ports.bindable(*service.listens):
             number = service.listens[1]
             what = f"port {number} for {service.name} is taken by {machine.port_holder(number)}"
             yield Finding(Level.ERROR, what, "End that process.")

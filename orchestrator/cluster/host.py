@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.agent.identity import identify
+from orchestrator.agent.ports import bindable, pick_port
 from orchestrator.clock import SYSTEM, Clock
-from orchestrator.cluster.machine import bindable, listening_ports, pick_port, port_holder
+from orchestrator.cluster.machine import listening_ports, port_holder
 from orchestrator.cluster.processes import (
     MARKER,
     Member,
@@ -128,7 +129,7 @@ class Host:
 
     def _fill(self, word: str) -> str:
         if FREE_PORT in word:
-            return word.replace(FREE_PORT, str(pick_port("127.0.0.1", 0, set())))
+            return word.replace(FREE_PORT, str(pick_port("127.0.0.1")))
         return word.replace(NOW_MS, str(int(self.clock.now().timestamp() * 1000)))
 
 

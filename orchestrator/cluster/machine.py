@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -13,12 +12,11 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.agent import ports
 from orchestrator.errors import SetupError
 
 _MEMORY_SHARE = 0.9
 """Share of main memory that nodes offer to runs; the rest is for Ray, MLflow, and whoever sits there."""
-_PORTS = range(20_000, 32_000)
-"""Below Linux's range for outgoing connections, so that a port that was free stays free."""
 
 
 def cpus() -> int:
@@ -88,30 +86,9 @@ def check_own_address(address: str) -> str:
         raise SetupError(f"{address} is not an IPv4 address", remedy=remedy) from error
     if parsed.is_unspecified or parsed.is_multicast:
         raise SetupError(f"{address} is not an address that other machines can reach", remedy=remedy)
-    if not bindable(address, 0):
+    if not ports.bindable(address, 0):
         raise SetupError(f"{address} is not an address of this machine", remedy=remedy)
     return address
-
-
-def bindable(host: str, port: int) -> bool:
-    """Whether somebody could listen there now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError:
-            return False
-    return True
-
-
-def pick_port(host: str, preferred: int, taken: set[int]) -> int:
-    """`preferred` where it is free (0: no wish), else another free one; never one of `taken`."""
-    others = random.sample(_PORTS, 200)
-    for port in [preferred, *others]:
-        if port and port not in taken and bindable(host, port):
-            return port
-    raise SetupError(f"no free port was found on {host}")
 
 
 def listening_ports(pid: int) -> set[int]:

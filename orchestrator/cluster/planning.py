@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from orchestrator.agent import ports
 from orchestrator.cluster import machine
 from orchestrator.cluster.config import NodeConfig, NodeRequest, RayPorts, StackConfig, stack_id
 from orchestrator.errors import SetupError
@@ -45,7 +46,7 @@ def plan(
 
     def port(old: int | None, preferred: int, at: str) -> int:
         # An old one is kept even where it is not free: it may be ours. If not, the start says who has it.
-        chosen = old or machine.pick_port(at, preferred, taken)
+        chosen = old or ports.pick_port(at, preferred, taken)
         taken.add(chosen)
         return chosen
 
@@ -71,7 +72,7 @@ def plan(
 def free_ray_ports(taken: set[int]) -> RayPorts:
     """The documented ports for firewalls, or any where another stack has them."""
     fixed = (RAY_PORTS.node_manager, RAY_PORTS.object_manager)
-    free = all(port not in taken and machine.bindable("0.0.0.0", port) for port in fixed)
+    free = all(port not in taken and ports.bindable("0.0.0.0", port) for port in fixed)
     return RAY_PORTS if free else RayPorts()
 
 

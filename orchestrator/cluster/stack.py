@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from orchestrator.agent import ports
 from orchestrator.cluster import machine
 from orchestrator.cluster.config import NodeRequest, StackConfig, load_config, save_config
 from orchestrator.cluster.ending import end_attempts, stop_everything, stop_node
@@ -147,7 +148,7 @@ def _check_ports(home: Home, config: StackConfig, state: StackState) -> None:
     for service in services(config, home):
         record = state.services.get(service.name)
         runs = record is not None and record.leader is not None
-        if runs or service.listens is None or machine.bindable(*service.listens):
+        if runs or service.listens is None or ports.bindable(*service.listens):
             continue
         number = service.listens[1]
         raise SetupError(

@@ -22,10 +22,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+WINDOW_GRACE_S = 10.0
+"""Seconds before its window's end at which a run is told to save."""
+
+
 @pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Nodes `laptop` and `gpu`, a controller and an MLflow server."""
+    """Nodes `laptop` and `gpu`, a controller and an MLflow server; runs may move up after three seconds."""
     home = tmp_path_factory.mktemp("orch") / "home"
-    with running_stack(home, "laptop:cpus=1", "gpu:cpus=1") as running:
+    env = {"ORCH_UPGRADE_REST": "3", "ORCH_WINDOW_GRACE": f"{WINDOW_GRACE_S:g}"}
+    with running_stack(home, "laptop:cpus=1", "gpu:cpus=1", env=env) as running:
         yield running
     assert running.leftovers() == []

@@ -3,27 +3,15 @@ opening from where it was."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pytest
-
-from tests.stack import Stack, running_stack, tiny_gpt
+from tests.e2e.conftest import WINDOW_GRACE_S
+from tests.stack import Stack, tiny_gpt
 from tests.support import wait_until
 
-GRACE_S = 10.0
 MINUTE = timedelta(minutes=1)
 FOREVER = 200_000
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One node; runs are told to save ten seconds before their windows end."""
-    home = tmp_path_factory.mktemp("orch") / "home"
-    with running_stack(home, "laptop:cpus=1", env={"ORCH_WINDOW_GRACE": f"{GRACE_S:g}"}) as running:
-        yield running
-    assert running.leftovers() == []
 
 
 def test_a_run_ends_before_the_minute_strikes_and_goes_on_at_the_next_opening(
@@ -44,7 +32,8 @@ def test_a_run_ends_before_the_minute_strikes_and_goes_on_at_the_next_opening(
     (first,) = detail["attempts"]
     ended = datetime.fromisoformat(first["ended_at"])
     assert first["reason"] == "window"
-    assert closes - timedelta(seconds=GRACE_S) <= ended < closes, "told to save in time, and ended in time"
+    told = closes - timedelta(seconds=WINDOW_GRACE_S)
+    assert told <= ended < closes, "told to save in time, and ended in time"
     assert "too soon to start" in stack.orch("why", run_id)
     wait_until(lambda: "outside its window" in stack.orch("why", run_id), 30, stack.evidence)
     assert datetime.now(UTC) >= closes

@@ -121,7 +121,7 @@ def test_kill_9_of_the_agent_ends_everything_it_started(bench: Bench) -> None:
     code += "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', sys.argv[0]],"
     code += " start_new_session=True)\nprint('ready', flush=True)\ntime.sleep(600)\n"
     agent = bench.start(bench.script(code))
-    wait_until(lambda: b"ready" in bench.controller.log, 15, bench.evidence)
+    wait_until(lambda: b"ready" in bench.controller.log, 30, bench.evidence)
     assert len(bench.processes()) == 3
     os.kill(agent.pid, signal.SIGKILL)
     wait_until(lambda: not bench.processes(), 5, bench.evidence)
@@ -156,11 +156,13 @@ def test_sigterm_to_the_agent_saves_and_ends(bench: Bench) -> None:
 
 
 def test_nothing_waits_for_a_controller_that_is_away(bench: Bench) -> None:
-    bench.start(bench.script(train(steps=150, every=40, pause=0.02)))
+    gate = bench.root / "gate"
+    bench.start(bench.script(train(steps=150, every=40, pause=0.02, gate=gate)))
     bench.wait_step(10)
     bench.controller.stop()
-    wait_until(lambda: b"step 110" in bench.folder().output.read_bytes(), 15, bench.evidence)
+    wait_until(lambda: b"step 149" in bench.folder().output.read_bytes(), 30, bench.evidence)
     bench.controller.start()
+    gate.touch()
     outcome = bench.wait_outcome()
 
     assert outcome.reason is Reason.COMPLETED
@@ -183,12 +185,14 @@ def test_answers_that_are_lost_lose_nothing(bench: Bench) -> None:
 
 
 def test_an_outcome_that_nobody_takes_stays_on_the_node(bench: Bench) -> None:
-    agent = bench.start(bench.script(train(steps=150, every=50, pause=0.02)))
+    gate = bench.root / "gate"
+    agent = bench.start(bench.script(train(steps=150, every=50, gate=gate)))
     bench.wait_step(2)
     bench.controller.stop()
-    wait_until(lambda: bench.saved_outcome(), 15, bench.evidence)
+    gate.touch()
+    wait_until(lambda: bench.saved_outcome(), 30, bench.evidence)
     os.kill(agent.pid, signal.SIGTERM)
-    wait_until(lambda: not agent.alive(), 10, bench.evidence)
+    wait_until(lambda: not agent.alive(), 30, bench.evidence)
     assert bench.saved_outcome()["reason"] == "completed"
     assert bench.saved_outcome()["acknowledged"] is False
     assert bench.folder().metrics.exists()
@@ -197,7 +201,7 @@ def test_an_outcome_that_nobody_takes_stays_on_the_node(bench: Bench) -> None:
 
 def test_a_newer_attempt_fences_this_one(bench: Bench) -> None:
     bench.start(bench.script(train(steps=1000, every=20, pause=0.02)))
-    wait_until(lambda: bench.steps(), 15, bench.evidence)
+    wait_until(lambda: bench.steps(), 30, bench.evidence)
     newer = RunLog(bench.store, RUN).claim(2, node="n2")
     have = bench.steps()
     outcome = bench.wait_outcome()
@@ -227,7 +231,7 @@ def test_a_controller_that_says_fenced_ends_the_program(bench: Bench) -> None:
     bench.start(bench.script(train(steps=1000, every=1000, pause=0.02)))
     bench.wait_step(3)
     bench.controller.refuse = (409, "fenced")
-    wait_until(lambda: bench.saved_outcome(), 15, bench.evidence)
+    wait_until(lambda: bench.saved_outcome(), 30, bench.evidence)
     assert bench.saved_outcome()["reason"] == "fenced"
 
 
@@ -235,7 +239,7 @@ def test_the_time_limit_holds_without_a_controller(bench: Bench) -> None:
     bench.start(bench.script(train(steps=1000, every=1000, pause=0.02)), seconds_left=2.5)
     bench.wait_step(2)
     bench.controller.stop()
-    wait_until(lambda: bench.saved_outcome(), 15, bench.evidence)
+    wait_until(lambda: bench.saved_outcome(), 30, bench.evidence)
     assert bench.saved_outcome()["reason"] == "time-limit"
     assert bench.saved_outcome()["exit_code"] == 75
     assert len(bench.steps()) == 1
@@ -246,7 +250,7 @@ def test_the_end_of_a_window_holds_without_a_controller_and_is_no_failure(bench:
     bench.start(script, seconds_left=2.5, limit=Reason.WINDOW, window_grace_s=5.0)
     bench.wait_step(2)
     bench.controller.stop()
-    wait_until(lambda: bench.saved_outcome(), 15, bench.evidence)
+    wait_until(lambda: bench.saved_outcome(), 30, bench.evidence)
     assert bench.saved_outcome()["reason"] == "window"
     assert bench.saved_outcome()["exit_code"] == 75
     assert len(bench.steps()) == 1
@@ -270,7 +274,7 @@ def test_nothing_is_started_where_the_window_has_closed(bench: Bench) -> None:
 def test_a_program_that_will_not_end_is_killed_after_the_grace(bench: Bench) -> None:
     code = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n"
     bench.start(bench.script(code + "time.sleep(600)"))
-    wait_until(lambda: b"deaf" in bench.controller.log, 15, bench.evidence)
+    wait_until(lambda: b"deaf" in bench.controller.log, 30, bench.evidence)
     bench.controller.reply = stop(Reason.MOVED, grace_s=0.5)
     outcome = bench.wait_outcome()
     assert (outcome.reason, outcome.exit_code) == (Reason.MOVED, -9)
@@ -280,9 +284,9 @@ def test_a_program_that_will_not_end_is_killed_after_the_grace(bench: Bench) -> 
 def test_cancel_wins_over_a_move(bench: Bench) -> None:
     code = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n"
     bench.start(bench.script(code + "time.sleep(600)"))
-    wait_until(lambda: b"deaf" in bench.controller.log, 15, bench.evidence)
+    wait_until(lambda: b"deaf" in bench.controller.log, 30, bench.evidence)
     bench.controller.reply = stop(Reason.MOVED, grace_s=60)
-    wait_until(lambda: bench.controller.beats[-1].phase is Phase.SAVING, 10, bench.evidence)
+    wait_until(lambda: bench.controller.beats[-1].phase is Phase.SAVING, 30, bench.evidence)
     bench.controller.reply = stop(Reason.CANCELLED, grace_s=0.5)
     assert bench.wait_outcome().reason is Reason.CANCELLED
 
@@ -323,12 +327,14 @@ def test_what_a_program_leaves_running_is_ended(bench: Bench) -> None:
 
 
 def test_a_store_that_vanishes_and_comes_back_gets_the_last_checkpoint(bench: Bench) -> None:
-    bench.start(bench.script(train(steps=150, every=20, pause=0.02)))
-    wait_until(lambda: bench.steps(), 15, bench.evidence)
+    gate = bench.root / "gate"
+    bench.start(bench.script(train(steps=150, every=20, pause=0.02, gate=gate)))
+    wait_until(lambda: bench.steps(), 30, bench.evidence)
     away = bench.root / "elsewhere"
     bench.store_path.rename(away)
-    wait_until(lambda: b"done" in bench.controller.log, 15, bench.evidence)
-    wait_until(lambda: any("not stored yet" in e for e in bench.controller.events), 10, bench.evidence)
+    gate.touch()
+    wait_until(lambda: b"done" in bench.controller.log, 30, bench.evidence)
+    wait_until(lambda: any("not stored yet" in e for e in bench.controller.events), 30, bench.evidence)
     away.rename(bench.store_path)
     assert bench.wait_outcome().reason is Reason.COMPLETED
     assert bench.steps()[-1] == 150
@@ -358,7 +364,7 @@ def test_a_full_store_is_said_and_training_goes_on(bench: Bench) -> None:
         (bench.store_path / "ballast").write_bytes(bytes(380_000))
         spec = bench.script(train(steps=120, every=20, pause=0.02, size=20_000))
         bench.start({**spec, "checkpoint": {"keep_last": 3, "keep_best": 0}})
-        wait_until(lambda: any("not stored yet" in e for e in bench.controller.events), 15, bench.evidence)
+        wait_until(lambda: any("not stored yet" in e for e in bench.controller.events), 30, bench.evidence)
         (bench.store_path / "ballast").unlink()
         outcome = bench.wait_outcome()
         assert outcome.reason is Reason.COMPLETED
@@ -423,7 +429,7 @@ def test_a_stop_that_comes_after_a_crash_does_not_excuse_it(bench: Bench) -> Non
     code += "child = subprocess.Popen([sys.executable, '-c', ignore + 'print(1, flush=True); time.sleep(60)',"
     code += " sys.argv[0]], stdout=subprocess.PIPE)\nchild.stdout.readline()\nraise ValueError('bug')\n"
     bench.start(bench.script(code))
-    wait_until(lambda: b"ValueError: bug" in bench.controller.log, 15, bench.evidence)
+    wait_until(lambda: b"ValueError: bug" in bench.controller.log, 30, bench.evidence)
     bench.actor.kill()
     outcome = bench.wait_outcome()
     assert (outcome.reason, outcome.exit_code) == (Reason.PROGRAM_FAILED, 1)
@@ -431,11 +437,13 @@ def test_a_stop_that_comes_after_a_crash_does_not_excuse_it(bench: Bench) -> Non
 
 
 def test_sigterm_during_the_last_upload_does_not_lose_a_finished_run(bench: Bench) -> None:
-    agent = bench.start(bench.script(train(steps=150, every=1000, pause=0.02)))
+    gate = bench.root / "gate"
+    agent = bench.start(bench.script(train(steps=150, every=1000, gate=gate)))
     bench.wait_step(2)
     away = bench.root / "elsewhere"
     bench.store_path.rename(away)
-    wait_until(lambda: any("not stored yet" in e for e in bench.controller.events), 15, bench.evidence)
+    gate.touch()
+    wait_until(lambda: any("not stored yet" in e for e in bench.controller.events), 30, bench.evidence)
     os.kill(agent.pid, signal.SIGTERM)
     away.rename(bench.store_path)
     assert bench.wait_outcome().reason is Reason.COMPLETED

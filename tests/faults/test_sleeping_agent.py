@@ -50,11 +50,13 @@ def test_in_the_middle_of_an_upload(bench: Bench, request: pytest.FixtureRequest
 
 def test_it_goes_on_though_ray_has_given_the_machine_up(bench: Bench) -> None:
     """Ray ends its actors when a machine wakes that it has declared dead meanwhile."""
-    bench.start(bench.script(train(steps=150, every=20, pause=0.02)))
+    gate = bench.root / "gate"
+    bench.start(bench.script(train(steps=150, every=20, pause=0.02, gate=gate)))
     wait_until(lambda: len(bench.steps()) >= 2, 30, bench.evidence)
     send_all(bench, signal.SIGSTOP)
     bench.actor.kill()
     reached = bench.steps()[-1]
+    gate.touch()
     time.sleep(SLEPT_S + 0.5)  # the sleep itself
     send_all(bench, signal.SIGCONT)
     outcome = bench.wait_outcome(timeout=60)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from orchestrator.agent.launch import attempt_dir
-from orchestrator.agent.rank import Crew, free_port, interface_of
+from orchestrator.agent.rank import Crew, interface_of
 from orchestrator.agent.reporter import Reporter
 from orchestrator.contract import MARK_FILE
 from orchestrator.domain.states import Reason
@@ -172,7 +172,6 @@ def test_the_outcome_tells_when_the_program_ended(bench: Bench) -> None:
     assert 1.0 < told.outcome_age_s < 60.0
 
 
-def test_ranks_meet_at_a_port_that_is_free_over_the_interface_of_their_address() -> None:
-    assert 1024 <= free_port() <= 65535
+def test_ranks_meet_over_the_interface_of_their_address() -> None:
     assert interface_of("127.9.9.9") == "lo"
     assert interface_of("192.0.2.77") is None

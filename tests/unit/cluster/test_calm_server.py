@@ -9,7 +9,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from orchestrator.cluster.machine import pick_port
+from orchestrator.agent.ports import pick_port
 from tests.support import wait_until
 
 APP = """
@@ -36,7 +36,7 @@ def answer(port: int) -> bytes:
 
 def test_it_answers_and_ends_within_a_second_or_two(tmp_path: Path) -> None:
     (tmp_path / "calm_app.py").write_text(APP)
-    port = pick_port("127.0.0.1", 0, set())
+    port = pick_port("127.0.0.1")
     argv = [sys.executable, "-m", "orchestrator.cluster.calm_server", "127.0.0.1", str(port), "calm_app:app"]
     server = subprocess.Popen(argv, cwd=tmp_path)
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.agent.identity import boot_id, identify
+from orchestrator.agent.ports import pick_port
 from orchestrator.cluster import doctor, machine
 from orchestrator.cluster.config import NodeConfig, save_config
 from orchestrator.cluster.doctor import Finding, Level, diagnose
@@ -57,7 +58,7 @@ def stack(home: Home) -> None:
 
 
 def free() -> int:
-    return machine.pick_port("127.0.0.1", 0, set())
+    return pick_port("127.0.0.1")
 
 
 def test_a_fresh_machine_has_no_problems(home: Home) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.agent import ports
 from orchestrator.cluster import machine, planning
 from orchestrator.cluster.config import NodeRequest, StackConfig
 from orchestrator.cluster.planning import plan
@@ -20,7 +21,7 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpus", lambda: 8)
     monkeypatch.setattr(machine, "gpus", lambda: ("0", "1"))
     monkeypatch.setattr(machine, "memory", lambda: 16 * GIB)
-    monkeypatch.setattr(machine, "bindable", lambda host, port: port not in (planning.RAY_PORT,))
+    monkeypatch.setattr(ports, "bindable", lambda host, port: port not in (planning.RAY_PORT,))
 
 
 def up(home: Home, *nodes: str, before: StackConfig | None = None, **options: str | None) -> StackConfig:
@@ -70,7 +71,7 @@ def test_default_ports_are_taken_where_they_are_free(home: Home) -> None:
 def test_ports_and_addresses_stay(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     first = up(home, "a:cpus=1", "b:cpus=1")
     # Everything is taken now, by the stack itself.
-    monkeypatch.setattr(machine, "bindable", lambda host, port: False)
+    monkeypatch.setattr(ports, "bindable", lambda host, port: False)
     assert up(home, before=first) == first
     assert up(home, "a:cpus=1", "b:cpus=1", before=first) == first
 

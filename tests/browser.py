@@ -50,6 +50,7 @@ class Page:
     session: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
     """Everything that the browser has told by itself."""
+    _context: str = ""
     _number: int = 0
     _rest: bytes = b""
 
@@ -68,6 +69,20 @@ class Page:
                 assert "error" not in told, f"{method}: {told['error']}"
                 return dict(told["result"])
             self.events.append(told)
+
+    def renew(self, proxy: int | None = None) -> None:
+        """An empty tab that knows nothing of the one before, which is closed."""
+        self.session = ""
+        if self._context:
+            self.call("Target.disposeBrowserContext", browserContextId=self._context)
+        through = {"proxyServer": f"127.0.0.1:{proxy}", "proxyBypassList": "<-loopback>"} if proxy else {}
+        self._context = self.call("Target.createBrowserContext", **through)["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=self._context)
+        attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self.session = attached["sessionId"]
+        for part in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{part}.enable")
+        self.events.clear()
 
     def _next(self) -> dict[str, Any]:
         end = time.monotonic() + DEADLINE_S
@@ -154,13 +169,7 @@ def page(folder: Path, proxy: int | None = None) -> Iterator[Page]:
     os.close(theirs_out)
     tab = Page(ours_out, ours_in)
     try:
-        through = {"proxyServer": f"127.0.0.1:{proxy}", "proxyBypassList": "<-loopback>"} if proxy else {}
-        context = tab.call("Target.createBrowserContext", **through)["browserContextId"]
-        target = tab.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
-        session = tab.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        tab.session = session
-        for part in ("Page", "Runtime", "Log", "Network"):
-            tab.call(f"{part}.enable")
+        tab.renew(proxy)
         yield tab
         tab.session = ""
         tab.call("Browser.close")

@@ -47,11 +47,17 @@ def written(folder: Path, report: Report) -> Path:
     return file
 
 
-@pytest.fixture
-def tab(tmp_path: Path) -> Iterator[Page]:
-    with page(tmp_path) as found:
-        found.look(1280, 900)
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with page(tmp_path_factory.mktemp("browser")) as found:
         yield found
+
+
+@pytest.fixture
+def tab(browser: Page) -> Page:
+    browser.renew()
+    browser.look(1280, 900)
+    return browser
 
 
 def show(tab: Page, folder: Path, report: Report) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ TEST_COLUMNS = [
     Column("TOOK", right=True),
     Column("", wrap=True),
 ]
-KINDS = "finished, failed, cancelled, stuck, best, sweep"
+KINDS = "finished, failed, cancelled, stuck, best, sweep, schedule"
 
 Named = Annotated[str, typer.Argument(metavar="NAME", help="Name of the target.", show_default=False)]
 

@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from orchestrator.clock import Clock
+from orchestrator.domain.notice import NoticeKind
 from orchestrator.domain.records import RunRecord
 from orchestrator.domain.schedules import (
     FireRecord,
@@ -31,6 +32,7 @@ from orchestrator.domain.sweeps import SweepRecord
 from orchestrator.errors import OrchError, StoreUnavailableError, UnavailableError
 from orchestrator.messages import SubmitRequest, Submitted
 from orchestrator.messages_sweeps import SweepRequest, SweepSubmitted
+from orchestrator.notify.texts import barren
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.store.ledger import Ledger, Transaction
 
@@ -167,7 +169,14 @@ class Firing:
             ledger: Transaction, schedule: ScheduleRecord, waiting: list[FireRecord], busy: str
         ) -> Ruling:
             known = ledger.schedules.fires_after(schedule.id, min(schedule.cursor, now))
-            return decide(schedule, now, known, waiting, busy)
+            decided = decide(schedule, now, known, waiting, busy)
+            before = next(iter(ledger.schedules.fires(schedule.id, 1)), None)
+            for fire in [*decided.dropped, *decided.fires]:
+                # A schedule that fires every minute beside long work is not to send a message every minute.
+                if before is None or fire.state is not before.state:
+                    self._tell(ledger, schedule, fire)
+                before = fire
+            return decided
 
         return self.rule(schedule_id, ruling).more
 
@@ -243,20 +252,40 @@ class Firing:
             work_id = self._work_for(schedule, fire)
         except (UnavailableError, StoreUnavailableError) as error:
             self._trouble = True
-            self._tell(replace(fire, message=f"not submitted yet: {error.message}"), fire)
+            self._change(schedule, fire, message=f"not submitted yet: {error.message}")
         except OrchError as error:
             log.warning("the fire %s of schedule %s has failed: %s", fire.local, schedule.name, error.message)
             self._more = True
-            self._tell(replace(fire, state=FireState.FAILED, message=error.message), fire)
+            self._change(schedule, fire, state=FireState.FAILED, message=error.message)
         else:
             self._more = True
             with self._ledger.begin() as ledger:
                 self._note(ledger, schedule, fire, work_id)
 
-    def _tell(self, changed: FireRecord, fire: FireRecord) -> None:
+    def _change(self, schedule: ScheduleRecord, fire: FireRecord, **values: Any) -> None:
+        changed = replace(fire, **values)
         if changed != fire:
             with self._ledger.begin() as ledger:
                 ledger.schedules.save_fire(changed)
+                self._tell(ledger, schedule, changed)
+
+    def _tell(self, ledger: Transaction, schedule: ScheduleRecord, fire: FireRecord) -> None:
+        """Have people told where a fire has come to nothing: with the record of it, or not at all."""
+        if fire.state in (FireState.WAITING, FireState.CREATED):
+            return
+        spec = schedule.spec
+        experiment = spec.base.experiment if isinstance(spec, SweepSpec) else spec.experiment
+        title, body = barren(schedule, fire)
+        ledger.notices.add(
+            NoticeKind.SCHEDULE,
+            schedule.id,
+            self._clock.now(),
+            key=fire.local,
+            name=spec.name,
+            experiment=experiment,
+            title=title,
+            body=body,
+        )
 
     def _work_for(self, schedule: ScheduleRecord, fire: FireRecord) -> str:
         """The id of the fire's work: what was submitted before, whatever the spec means by now, or new."""

@@ -17,6 +17,8 @@ class NoticeKind(StrEnum):
     STUCK = "stuck"
     BEST = "best"
     SWEEP = "sweep"
+    SCHEDULE = "schedule"
+    """A due time of a schedule has created nothing."""
 
 
 USUAL: Final[tuple[NoticeKind, ...]] = tuple(kind for kind in NoticeKind if kind != NoticeKind.CANCELLED)

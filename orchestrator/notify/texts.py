@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 from orchestrator.domain import gang
 from orchestrator.domain.notice import Notice, NoticeKind
 from orchestrator.domain.records import AttemptRecord, RunRecord
+from orchestrator.domain.schedules import FireRecord, ScheduleRecord
 from orchestrator.domain.states import RunState
 from orchestrator.messages_sweeps import SweepView
 
@@ -23,6 +25,7 @@ _TYPES: Final = {
     NoticeKind.SWEEP: "success",
     NoticeKind.FAILED: "failure",
     NoticeKind.STUCK: "warning",
+    NoticeKind.SCHEDULE: "warning",
 }
 
 
@@ -96,6 +99,16 @@ def sweep(view: SweepView, links: Mapping[str, str]) -> Words:
     counts = ", ".join(f"{count} {state.value}" for state, count in view.counts.items() if count)
     lines += [f"trials: {counts}" if counts else "", f"report: orch report {view.id}"]
     return title, "\n".join([*filter(None, lines), *link_lines(links)])
+
+
+def barren(schedule: ScheduleRecord, fire: FireRecord) -> Words:
+    """A due time of a schedule has created nothing."""
+    due = datetime.fromisoformat(schedule.local(fire.due))
+    more = f" and {fire.count - 1} more" if fire.count > 1 else ""
+    title = f"schedule {schedule.name}: {fire.state.value}, due {due:%a %Y-%m-%d %H:%M}{more}"
+    return title, "\n".join(
+        [*filter(None, [fire.message]), f"all of them: orch schedule fires {schedule.name}"]
+    )
 
 
 def _said(one: object) -> str:

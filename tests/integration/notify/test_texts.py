@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from orchestrator.domain.notice import Notice, NoticeKind
 from orchestrator.domain.records import Member
+from orchestrator.domain.schedules import (
+    CatchUp,
+    FireRecord,
+    FireState,
+    Overlap,
+    ScheduleRecord,
+    ScheduleState,
+)
 from orchestrator.domain.states import RunState
 from orchestrator.notify import texts
 from tests.unit.records import NOW, attempt, run, spec
@@ -76,3 +84,31 @@ def test_times(seconds: float, text: str) -> None:
 )
 def test_values(number: float, text: str) -> None:
     assert texts.value(number) == text
+
+
+def test_a_due_time_that_created_nothing() -> None:
+    at = datetime(2026, 3, 2, 21, 0, tzinfo=UTC)
+    schedule = ScheduleRecord(
+        id="sch1",
+        seq=1,
+        key="k",
+        name="nightly",
+        spec=spec("lr-3"),
+        source="",
+        user="ada",
+        cron="0 22 * * *",
+        at=None,
+        tz="Europe/Paris",
+        until=None,
+        overlap=Overlap.SKIP,
+        catch_up=CatchUp.NONE,
+        state=ScheduleState.ACTIVE,
+        created_at=NOW,
+        cursor=NOW,
+    )
+    fire = FireRecord("sch1", "2026-03-02T22:00", at, at, FireState.MISSED, NOW, message="nobody was there")
+    assert texts.barren(schedule, fire) == (
+        "schedule nightly: missed, due Mon 2026-03-02 22:00",
+        "nobody was there\nall of them: orch schedule fires nightly",
+    )
+    assert texts.barren(schedule, replace(fire, count=3))[0].endswith("22:00 and 2 more")

@@ -99,7 +99,6 @@ def test_a_due_time_that_created_nothing() -> None:
         cron="0 22 * * *",
         at=None,
         tz="Europe/Paris",
-        until=None,
         overlap=Overlap.SKIP,
         catch_up=CatchUp.NONE,
         state=ScheduleState.ACTIVE,

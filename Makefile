@@ -5,8 +5,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-# Clusters are tested in one process, everything else beside it: tests/conftest.py. PARALLEL= runs all in one.
-PARALLEL ?= -n 2 --no-loadscope-reorder
+# Whole stacks are tested in one process, everything else beside it: tests/conftest.py. PARALLEL= runs all in one.
+PARALLEL ?= -n 3 --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test unit soak check format clean

@@ -1,4 +1,4 @@
-"""How tests are dealt out where several processes run them (`pytest -n 2 --no-loadscope-reorder`)."""
+"""How tests are dealt out where several processes run them (`pytest -n 3 --no-loadscope-reorder`)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-_ONE_BY_ONE = (
-    "tests/e2e",
-    "tests/integration/test_gang",
-    "tests/integration/test_gateway",
-    "tests/integration/test_stack",
-)
-"""Tests of whole clusters, which would get into each other's way."""
+_CLUSTERS = {
+    "stacks": ("tests/e2e/",),
+    "clusters": (
+        "tests/integration/test_gang",
+        "tests/integration/test_gateway",
+        "tests/integration/test_stack",
+    ),
+}
+"""Tests of whole clusters: of each of these groups, one process runs all, one by one."""
 _LONG = ("tests/integration/test_compiled", "tests/unit/trainer", "tests/integration/test_trainer")
 
 
 class _Dealing(LoadScopeScheduling):  # type: ignore[misc]
-    """One process runs all clusters; the others run everything else, a file at a time."""
+    """One process runs a group of clusters; the others run everything else, a file at a time."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        return "clusters" if path.startswith(_ONE_BY_ONE) else path
+        return _group(nodeid) or nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -36,5 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _place(item.nodeid))
 
 
+def _group(nodeid: str) -> str:
+    return next((name for name, paths in _CLUSTERS.items() if nodeid.startswith(paths)), "")
+
+
 def _place(nodeid: str) -> int:
-    return 0 if nodeid.startswith(_ONE_BY_ONE) else 1 if nodeid.startswith(_LONG) else 2
+    places = {name: place for place, name in enumerate(_CLUSTERS)}
+    return places.get(_group(nodeid), len(places) + (not nodeid.startswith(_LONG)))

@@ -16,6 +16,8 @@ import psutil
 import yaml
 
 from orchestrator.agent.identity import ProcessId
+from orchestrator.settings import Home
+from tests.mlflow_database import give_database
 from tests.support import wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +34,7 @@ class Stack:
         self.env = {**env, "ORCH_HOME": str(home), "HOME": str(home / "user"), "COLUMNS": "120"}
         if data_dir:
             self.env["ORCH_DATA_DIR"] = str(data_dir)
+        self._http = httpx.Client(timeout=20, trust_env=False)
 
     def command(self, *arguments: str) -> list[str]:
         """How `orch` is run with these arguments."""
@@ -72,7 +75,7 @@ class Stack:
         """GET from the controller."""
         url = json.loads((self.home / "client.json").read_text())["url"]
         headers = {"Authorization": f"Bearer {(self.home / 'token').read_text().strip()}"}
-        answer = httpx.get(url + path, params=query, headers=headers, timeout=20)
+        answer = self._http.get(url + path, params=query, headers=headers)
         answer.raise_for_status()
         return answer.json()
 
@@ -167,6 +170,7 @@ def running_stack(
     """A stack with these nodes (`laptop:cpus=1`), ended whatever happens."""
     home.mkdir(parents=True, exist_ok=True)
     (home / "user").mkdir(exist_ok=True)
+    give_database(Home(home).mlflow)
     stack = Stack(home, data_dir)
     stack.env |= env or {}
     flags = [flag for node in nodes for flag in ("--node", node)]

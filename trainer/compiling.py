@@ -39,7 +39,7 @@ import torch
 
 from trainer.corpus import cache_root
 from trainer.in_process import in_process, try_out
-from trainer.library import Library, LibraryError, build
+from trainer.library import Library, LibraryError, build, need_compiler
 from trainer.orders import Order, Programs, Sources
 from trainer.programs import graph_of
 
@@ -161,6 +161,7 @@ def main() -> int:
 
 def _into_libraries(order: Order, folder: Path) -> None:
     """Compile for a CPU."""
+    need_compiler()
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     sources = Sources.of(order)
     for name, program, arguments, threads in (

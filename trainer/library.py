@@ -29,6 +29,21 @@ class LibraryError(Exception):
     """A library cannot be loaded, or failed."""
 
 
+def need_compiler() -> None:
+    """Find a C++ compiler as :func:`build` will, which else notices late.
+
+    Raises:
+        LibraryError: there is none.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as e:
+        raise LibraryError("no C++ compiler; install g++, or name one in the variable CXX") from e
+
+
 def build(graph: torch.fx.GraphModule, arguments: tuple[Tensor, ...], file: Path, threads: int) -> None:
     """Compile a graph for tensors like the arguments into `file`, for so many threads; takes half a minute.
 

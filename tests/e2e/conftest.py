@@ -28,9 +28,9 @@ WINDOW_GRACE_S = 10.0
 
 @pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Nodes `laptop` and `gpu`, a controller and an MLflow server; runs may move up after three seconds."""
+    """Nodes `laptop` and `gpu`, a controller and an MLflow server."""
     home = tmp_path_factory.mktemp("orch") / "home"
-    env = {"ORCH_UPGRADE_REST": "3", "ORCH_WINDOW_GRACE": f"{WINDOW_GRACE_S:g}"}
+    env = {"ORCH_WINDOW_GRACE": f"{WINDOW_GRACE_S:g}"}
     with running_stack(home, "laptop:cpus=1", "gpu:cpus=1", env=env) as running:
         yield running
     assert running.leftovers() == []

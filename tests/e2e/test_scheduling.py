@@ -9,11 +9,20 @@ from typing import Any
 import pytest
 
 from tests.nodes import kill
-from tests.stack import Stack, tiny_gpt
+from tests.stack import Stack, running_stack, tiny_gpt
 from tests.support import wait_until
 
 FOREVER = 200_000
 """Steps that nobody waits for."""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Nodes `laptop` and `gpu`, not known yet to be as fast; runs may move up after three seconds."""
+    home = tmp_path_factory.mktemp("orch") / "home"
+    with running_stack(home, "laptop:cpus=1", "gpu:cpus=1", env={"ORCH_UPGRADE_REST": "3"}) as running:
+        yield running
+    assert running.leftovers() == []
 
 
 @pytest.fixture

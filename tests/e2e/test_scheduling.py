@@ -104,6 +104,7 @@ def test_a_run_moves_up_makes_room_comes_back_and_outlives_its_node(
     (tmp_path / "blocked").touch()
     _sees_it_move_up(stack, run_id)
     _sees_it_make_room_and_come_back(stack, run_id, tmp_path / "done")
+    stack.orch("limit", "pool", "gpu", "0")  # else it may have moved up again when the node is back
     kill(stack, "gpu")
     reached = stack.wait_step(run_id, (stack.show(run_id)["run"]["step"] or 0) + 300)
     killed, last = stack.show(run_id)["attempts"][2:]

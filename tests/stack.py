@@ -89,7 +89,7 @@ class Stack:
                 raise AssertionError(f"{run} is {state}: {detail['run']['message']}\n{self.evidence()}")
             return detail if state in states else None
 
-        return wait_until(there, timeout, self.evidence, every=0.2)
+        return wait_until(there, timeout, self.evidence, every=0.3)
 
     def wait_step(self, run: str, step: int, timeout: float = 120) -> int:
         """Wait until the run has passed this step."""
@@ -100,7 +100,7 @@ class Stack:
                 raise AssertionError(f"{run} is {detail['state']} at {detail['step']}: {detail['message']}")
             return detail["step"] if (detail["step"] or 0) >= step else None
 
-        return int(wait_until(there, timeout, self.evidence, every=0.1))
+        return int(wait_until(there, timeout, self.evidence, every=0.15))
 
     def wait_free(self, timeout: float = 150) -> None:
         """Wait until every node is there and nothing occupies any: also not what was killed with a node."""

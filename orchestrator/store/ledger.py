@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, or_, select
+from sqlalchemy import JSON, Connection, Engine, create_engine, event, func, or_, select, type_coerce
 from sqlalchemy.engine import RowMapping
 
 from orchestrator.domain.energy import KWH_J, EnergySource
@@ -174,7 +175,7 @@ class Transaction:
     def queued_with_limits(self) -> list[tuple[str, datetime | None]]:
         """Ids of the runs that wait and have a deadline, with it; None for those that have used up their
         longest duration, GPU-hours or energy."""
-        table, spec = tables.runs, tables.runs.c.spec
+        table, spec = tables.runs, type_coerce(tables.runs.c.spec, JSON)
         deadline = spec["deadline"].as_string()
         spent = or_(
             table.c.seconds_used >= spec["max_duration"].as_float(),
@@ -330,7 +331,7 @@ def _run_values(run: RunRecord) -> dict[str, Any]:
         **{name: getattr(run, name) for name in (*plain, *more, *queue, *energy)},
         "name": run.spec.name,
         "experiment": run.spec.experiment,
-        "spec": run.spec.model_dump(mode="json"),
+        "spec": run.spec.model_dump_json(),
         "avoid": [list(one) for one in run.avoid],
         "not_before": _text(run.not_before),
         "created_at": _text(run.created_at),
@@ -339,9 +340,15 @@ def _run_values(run: RunRecord) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=1024)
+def _spec(text: str) -> RunSpec:
+    """Specs cannot be changed, so records may share them."""
+    return RunSpec.model_validate_json(text)
+
+
 def _run(row: RowMapping) -> RunRecord:
     values = {key: row[key] for key in row if key not in ("name", "experiment")}
-    values["spec"] = RunSpec.model_validate(values["spec"])
+    values["spec"] = _spec(values["spec"])
     values["avoid"] = tuple((node, Reason(end)) for node, end in values["avoid"])
     values["state"] = RunState(values["state"])
     values["energy_source"] = _source(values["energy_source"])

@@ -28,7 +28,7 @@ runs = Table(
     Column("key", String(200), nullable=False, unique=True),
     Column("name", String(63), nullable=False),
     Column("experiment", String(63), nullable=False),
-    Column("spec", JSON, nullable=False),
+    Column("spec", Text, nullable=False),  # JSON, parsed once for many reads
     Column("spec_hash", String(64), nullable=False),
     Column("source", Text, nullable=False),
     Column("user", String(100), nullable=False),

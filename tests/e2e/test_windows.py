@@ -38,7 +38,7 @@ def test_a_run_ends_before_the_minute_strikes_and_goes_on_at_the_next_opening(st
     wait_until(lambda: "outside its window" in stack.orch("why", run_id), 30, stack.evidence, every=0.5)
     assert datetime.now(UTC) >= closes
     assert f"at {opens:%H:%M}" in stack.json("ls")[0]["message"]
-    wait_until(lambda: len(stack.show(run_id)["attempts"]) == 2, 90, stack.evidence)
+    wait_until(lambda: len(stack.show(run_id)["attempts"]) == 2, 90, stack.evidence, every=0.5)
     stack.wait_step(run_id, first["last_step"] + 50)
     _, second = stack.show(run_id)["attempts"]
     assert datetime.fromisoformat(second["created_at"]) >= opens

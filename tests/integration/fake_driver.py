@@ -23,7 +23,7 @@ def say(message: dict) -> None:
 def answer(request: dict) -> None:
     number, operation = request["id"], request["op"]
     if operation == "probe" and request["name"] == "slow":
-        time.sleep(1.0)
+        time.sleep(4.0)
     if operation == "probe" and request["name"] == "never":
         return
     if operation == "probe":

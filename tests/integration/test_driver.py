@@ -90,8 +90,8 @@ def test_a_slow_request_holds_up_nobody(gateway: RayGateway) -> None:
     slow.start()
     began = time.monotonic()
     gateway.nodes()
-    assert time.monotonic() - began < 0.8
-    slow.join(5.0)
+    assert time.monotonic() - began < 3.0
+    slow.join(20.0)
 
 
 def test_many_threads_get_their_own_answers(gateway: RayGateway) -> None:
@@ -124,7 +124,7 @@ def test_a_killed_driver_is_replaced_and_waiting_requests_end(gateway: RayGatewa
     waiting.start()
     time.sleep(0.2)
     os.kill(pid, signal.SIGKILL)
-    waiting.join(5.0)
+    waiting.join(20.0)
     assert len(failures) == 1, "a request does not wait for an answer that cannot come"
     wait_until(lambda: gateway.connected and driver_pid(gateway) != pid, 20.0)
 

@@ -431,5 +431,5 @@ def test_several_processes_initialise_one_database(tmp_path: Path) -> None:
     before = os.stat(tmp_path / "m" / "mlflow.db").st_mtime_ns
     started = time.monotonic()
     initialise(tmp_path / "m")
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 3
     assert os.stat(tmp_path / "m" / "mlflow.db").st_mtime_ns == before

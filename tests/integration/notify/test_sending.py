@@ -125,7 +125,7 @@ def test_a_service_that_never_ends_its_answer_is_left() -> None:
         stop.set()
         thread.join()
     assert (sent.arrived, sent.text) == (False, "it did not answer within 3 s")
-    assert took < 6
+    assert took < 12
 
 
 @pytest.mark.parametrize(

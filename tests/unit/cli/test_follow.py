@@ -159,7 +159,7 @@ def test_ctrl_c_only_detaches(fake: FakeController, tmp_path: Path, extra: list[
             assert child.wait(10) == 130
         finally:
             child.kill()
-            child.wait(5)
+            child.wait(20)
         err.seek(0)
         said = err.read()
     assert "detached; the run goes on" in said

@@ -69,7 +69,7 @@ def start() -> Iterator[Start]:
         except ProcessLookupError:
             pass
     for child in started:
-        child.wait(5)
+        child.wait(20)
         assert child.stdout is not None
         child.stdout.close()
 
@@ -95,7 +95,7 @@ def test_a_session_is_found_and_ended_when_its_leader_is_dead(start: Start) -> N
     child = start(FAMILY)
     since = began(child)
     child.kill()
-    child.wait(5)
+    child.wait(20)
     wait_until(lambda: [m.pid for m in members(child.pid, since)] == [child.other], 5.0)  # type: ignore[attr-defined]
     assert end_sessions({child.pid: since}, grace_s=5.0) == []
     assert not alive(child.other)  # type: ignore[attr-defined]
@@ -104,7 +104,7 @@ def test_a_session_is_found_and_ended_when_its_leader_is_dead(start: Start) -> N
 def test_who_ignores_sigterm_is_killed_after_the_grace(start: Start) -> None:
     child = start(STUBBORN)
     assert end_sessions({child.pid: began(child)}, grace_s=0.3) == []
-    assert child.wait(5) == -signal.SIGKILL
+    assert child.wait(20) == -signal.SIGKILL
 
 
 def test_an_agent_that_left_the_session_lives_on(start: Start) -> None:
@@ -141,7 +141,7 @@ def test_a_signal_reaches_this_very_process_only(start: Start) -> None:
     assert alive(child.pid)
     assert signal_process(ProcessId(child.pid, began(child)), signal.SIGKILL)
     wait_until(lambda: not alive(child.pid), 5.0)
-    child.wait(5)
+    child.wait(20)
     assert not signal_process(ProcessId(child.pid, 1.0), signal.SIGKILL)
 
 

@@ -82,7 +82,7 @@ def program(path: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield child
     finally:
         child.kill()
-        child.wait(5)
+        child.wait(20)
 
 
 def test_a_real_program_is_seen_as_long_as_it_runs(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ test: $(STAMP)  ## every test, on real Ray nodes, a real MLflow server and real 
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 unit: $(STAMP)  ## the fast layer
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests/unit
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/unit
 
 soak: $(STAMP)  ## what takes longer: 500 commits over a bad network, ten million steps of two attempts and of a simulated fleet, more races, a full S3, a node that sleeps for 90 s, 100,000 windows and cron lines
 	@ORCH_SOAK=1 ORCH_SOAK_COMMITS=500 ORCH_SOAK_STEPS=10000000 $(BIN)/python -m pytest -s \

@@ -81,14 +81,12 @@ def _watch(client: Client, view: TopView, every_s: float) -> None:
 
     from orchestrator.cli.keyboard import INTERRUPT, QUIT, keyboard
 
-    said = ""
     with keyboard() as keys:
         looker = Looker(client, view, every_s, keys, SYSTEM)
         with Live(looker.picture(), console=out, screen=True, auto_refresh=False) as live:
             looker.start()
-            while not {QUIT, INTERRUPT} & set(said) and looker.error is None:
+            while not {QUIT, INTERRUPT} & set(said := keys.wait(1.0).lower()) and looker.error is None:
                 live.update(looker.picture(), refresh=True)
-                said = keys.wait(1.0).lower()
         looker.end()
     if looker.error is not None:
         raise looker.error

@@ -86,7 +86,7 @@ def test_equals_wait_in_order_and_can_be_held_and_put_first(stack: Stack, tmp_pa
     assert stack.show(ids[0])["run"]["state"] == "queued"
     stack.orch("queue", "release", ids[0])
     stack.wait_state(ids[0], "succeeded")
-    begun = {run_id: stack.show(run_id)["run"]["started_at"] for run_id in ids}
+    begun = {run_id: stack.show(run_id)["attempts"][0]["created_at"] for run_id in ids}
     assert begun[ids[2]] < begun[ids[1]] < begun[ids[0]]
 
 

@@ -66,7 +66,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir()
-    master, volume, filer, s3 = (_free_pair() for _ in range(4))
+    master, volume, filer, s3 = _free_pairs(4)
     argv = [
         weed,
         "mini",
@@ -101,9 +101,9 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         os.killpg(child.pid, signal.SIGKILL)  # its data is thrown away; it would take 10 s to end by itself
 
 
-def _free_pair() -> int:
-    """A port that is free together with the one that its service adds."""
-    for port in random.sample(_PORTS, 100):
-        if bindable("127.0.0.1", port) and bindable("127.0.0.1", port + _GRPC_OFFSET):
-            return port
-    raise AssertionError("no free pair of ports")
+def _free_pairs(count: int) -> list[int]:
+    """Different ports, each free together with the one that its service adds."""
+    wanted = random.sample(_PORTS, 100)
+    free = [p for p in wanted if bindable("127.0.0.1", p) and bindable("127.0.0.1", p + _GRPC_OFFSET)]
+    assert len(free) >= count, "no free pairs of ports"
+    return free[:count]

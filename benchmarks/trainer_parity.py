@@ -21,8 +21,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from benchmarks import lockstep, report
@@ -99,7 +100,8 @@ def main() -> None:
             for run in earlier(args.go_on, plan) if args.go_on else []:
                 keep(run)
             made = {(run.program, run.dtype, run.seed) for run in runs}
-            train_all(bench, plan, [wanted for wanted in plan.runs() if wanted not in made], args.jobs, keep)
+            missing = [wanted for wanted in plan.runs() if wanted not in made]
+            train_all(places(bench, args.jobs, args.gpus), plan, missing, keep)
             rows += loss_rows(plan, runs)
         if plan.configuration == "laptop":
             rows += lockstep.differences(bench.checkout, args.quick)
@@ -120,6 +122,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--every", type=int, default=250, help="steps between evaluations")
     options.add_argument("--threads", type=int, help="of each run, default: all cores")
     options.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    options.add_argument("--gpus", type=int, help="spread the runs over this many GPUs, --jobs on each")
     options.add_argument("--part", choices=("losses", "speed"), help="measure this part only")
     options.add_argument(
         "--go-on", type=Path, metavar="FILE", help="JSON of a measurement that was cut off: its runs are kept"
@@ -163,12 +166,28 @@ def earlier(file: Path, plan: Plan) -> list[Run]:
     ]
 
 
+def places(bench: Bench, jobs: int, gpus: int | None) -> list[Bench]:
+    """One bench for each run that is made at a time: `jobs` of them, or as many on each of some GPUs."""
+    return [replace(bench, gpu=gpu) for _ in range(jobs) for gpu in ([None] if gpus is None else range(gpus))]
+
+
 def train_all(
-    bench: Bench, plan: Plan, wanted: Sequence[tuple[str, str, int]], jobs: int, keep: Callable[[Run], None]
+    benches: Sequence[Bench], plan: Plan, wanted: Sequence[tuple[str, str, int]], keep: Callable[[Run], None]
 ) -> None:
-    """Make the runs that are `wanted`, `jobs` at a time; `keep` is called with each when it is done."""
-    with ThreadPoolExecutor(jobs) as pool:
-        for done in as_completed([pool.submit(train, bench, plan, *run) for run in wanted]):
+    """Make the runs that are `wanted`, one on each bench at a time; `keep` is called with each when done."""
+    free: SimpleQueue[Bench] = SimpleQueue()
+    for bench in benches:
+        free.put(bench)
+
+    def on_free_bench(*run: Any) -> Run:
+        bench = free.get()
+        try:
+            return train(bench, plan, *run)
+        finally:
+            free.put(bench)
+
+    with ThreadPoolExecutor(len(benches)) as pool:
+        for done in as_completed([pool.submit(on_free_bench, *run) for run in wanted]):
             keep(done.result())
 
 

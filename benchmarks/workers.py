@@ -119,24 +119,27 @@ class Bench:
     folder: Path
     threads: int
     polite_peer: bool
+    gpu: int | None = None
+    """The only GPU that a program sees; None: those that this process sees."""
 
     def ours(self, config: dict[str, Any], name: str = "ours", restore: str | None = None) -> Worker:
         """Our trainer with these settings."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         spec = {"program": "ours", "settings": config, "folder": str(folder), "restore": restore}
-        return Worker(spec, self.folder / f"{name}.log", {**self._threads(), **SPIN})
+        return Worker(spec, self.folder / f"{name}.log", {**self._environment(), **SPIN})
 
     def nanogpt(self, config: TrainerConfig, device: str, dtype: str, compiled: bool, name: str) -> Worker:
         """nanoGPT with these hyperparameters."""
         started = nanogpt.arguments(config, device=device, dtype=dtype, compiled=compiled)
         started.append(f"--out_dir={self.folder / f'out-{name}'}")
         spec = {"program": "nanogpt", "folder": str(self.checkout), "arguments": started, "seed": config.seed}
-        environment = {**self._threads(), **(SPIN if self.polite_peer else {})}
+        environment = {**self._environment(), **(SPIN if self.polite_peer else {})}
         return Worker(spec, self.folder / f"nanogpt-{name}.log", environment)
 
-    def _threads(self) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": str(self.threads)}
+    def _environment(self) -> dict[str, str]:
+        one = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": str(self.gpu)}
+        return {"OMP_NUM_THREADS": str(self.threads), **one}
 
 
 def prepared(checkout: Path, folder: Path, threads: int, polite_peer: bool) -> Bench:

@@ -155,9 +155,14 @@ def step_line(step: int, loss: float, lr: float, speed: dict[str, float]) -> str
 
 
 def introduction(
-    config: TrainerConfig, dataset: Dataset, model: LanguageModel, hardware: Hardware, deterministic: bool
+    config: TrainerConfig,
+    dataset: Dataset,
+    model: LanguageModel,
+    hardware: Hardware,
+    deterministic: bool,
+    world: int,
 ) -> None:
-    """What is trained, on what, and where."""
+    """What is trained, on what, and where, by how many ranks."""
     B, T = config.batch_size, config.block_size
     say(
         f"{dataset.name}: {len(dataset.train):,} {dataset.vocabulary.unit} to train, "
@@ -167,4 +172,5 @@ def introduction(
     where = f"{hardware.threads} threads" if hardware.device.type == "cpu" else hardware.name()
     dtype = str(hardware.dtype).removeprefix("torch.")
     repeatable = str(deterministic).lower()
-    say(f"device: {hardware.device.type} ({where}), {dtype}, deterministic: {repeatable}")
+    ranks = f"{world} ranks, " if world > 1 else ""
+    say(f"device: {hardware.device.type} ({where}), {ranks}{dtype}, deterministic: {repeatable}")

@@ -124,7 +124,7 @@ class Training:
         self.train_loss: float | None = None
         self._kept: State | None = None
         if self.ranks.is_writer:
-            introduction(config, self.dataset, self.model, self.hardware, self.engine.deterministic)
+            introduction(config, self.dataset, self.model, self.hardware, self.engine.deterministic, world)
             if context.run_id is not None and context.artifact_dir is not None:
                 self.dataset.describe(context.artifact_dir / DATASET_FILE)
         if restore_dir is not None and not begin_from(restore_dir, self.model, self._say):

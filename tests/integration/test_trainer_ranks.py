@@ -107,7 +107,9 @@ def test_two_ranks_train_what_one_trains(alone: Path, both: Path) -> None:
 
 
 def test_only_rank_0_speaks(both: Path) -> None:
-    assert "done at step 20" in (both / "rank-0").read_text()
+    said = (both / "rank-0").read_text()
+    assert "done at step 20" in said
+    assert "(1 threads), 2 ranks, float32" in said
     assert (both / "rank-1").read_text() == ""
 
 

@@ -114,6 +114,7 @@ class NanoGPT:
         handlers = {"val": self._val, "facts": self._facts}
         self._pacer = Pacer(channel, self._synchronize, handlers)
         self._left = 0
+        self._tf32: bool = spec["tf32"]
 
     def run(self) -> None:
         """Train until told to stop."""
@@ -123,6 +124,7 @@ class NanoGPT:
         exec(self._code, self._names)
 
     def _go_on(self) -> bool:
+        torch.backends.cuda.matmul.allow_tf32 = self._tf32  # train.py switches it on
         if not self._left:
             self._left = self._pacer.next_slice()
             if not self._left:
@@ -144,11 +146,8 @@ class NanoGPT:
 
         data = np.fromfile(Path(self._names["data_dir"]) / "val.bin", dtype=np.uint16)
         tokens = torch.from_numpy(data.astype(np.int64)).to(self._names["device"])
-        torch.backends.cuda.matmul.allow_tf32 = False  # train.py switches it on
-        try:
-            return whole_loss(self._model(), tokens, self._names["block_size"])
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = False
+        return whole_loss(self._model(), tokens, self._names["block_size"])
 
     def _facts(self) -> dict[str, Any]:
         names = ("device", "dtype", "compile", "iter_num", "config")

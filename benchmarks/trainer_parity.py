@@ -6,9 +6,12 @@ Two configurations: `laptop` (nanoGPT's README, "I only have a macbook": 4 layer
 
 `losses` compares the loss over the whole val split, which has no sampling noise, at the end and at its best
 over all evaluations; both programs' weights are evaluated in fp32. "Within the seed spread" means that the
-medians differ by no more than nanoGPT's runs among themselves. `speed` tells the processor time of whole
-processes in turn, start included, and the time from the start of the process to the first update. On the
-laptop configuration, both also make the same updates from the same weights on the same batches.
+medians differ by no more than nanoGPT's runs among themselves. On a GPU, nanoGPT's train.py rounds the
+products of its fp32 to TF32; here `float32` means fp32 for both programs, and `--tf32` adds its own way.
+
+`speed` tells the processor time of whole processes in turn, start included, and the time from the start of
+the process to the first update. On the laptop configuration, both also make the same updates from the same
+weights on the same batches.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from benchmarks.report import Row, unmeasured
 from benchmarks.workers import Bench, Worker, WorkerError, prepared
 
 OURS, NANOGPT = "ours", "nanogpt"
+TF32 = "tf32"
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,12 @@ class Plan:
     every: int
     """Steps between evaluations."""
     compiled_peer: bool
+    tf32: bool = False
+    """Whether nanoGPT is trained in fp32 as its train.py has it, too: with products rounded to TF32."""
 
     def runs(self) -> list[tuple[str, str, int]]:
         """Program, dtype and seed of each run. On a CPU, nanoGPT knows fp32 only."""
-        peers = self.dtypes if self.device == "cuda" else ["float32"]
+        peers = [*self.dtypes, *([TF32] if self.tf32 else [])] if self.device == "cuda" else ["float32"]
         pairs = [(OURS, dtype) for dtype in self.dtypes] + [(NANOGPT, dtype) for dtype in peers]
         return [(program, dtype, seed) for seed in self.seeds for program, dtype in pairs]
 
@@ -117,6 +123,9 @@ def _options() -> argparse.Namespace:
     options.add_argument("--configuration", choices=("laptop", "gpu"), default="laptop")
     options.add_argument("--device", choices=("cpu", "cuda"), help="default: cpu for laptop, cuda for gpu")
     options.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), help="default: both")
+    options.add_argument(
+        "--tf32", action="store_true", help="on a GPU, compare with nanoGPT's own fp32 as well, which is TF32"
+    )
     options.add_argument("--seeds", type=int, nargs="+", default=[1337, 1, 2])
     options.add_argument("--steps", type=int, help="instead of the configuration's")
     options.add_argument("--every", type=int, default=250, help="steps between evaluations")
@@ -145,6 +154,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         args.seeds[:1] if args.quick else args.seeds,
         min(args.every, steps),
         compiled_peer=device == "cuda",
+        tf32=args.tf32,
     )
 
 
@@ -211,21 +221,26 @@ def start(bench: Bench, plan: Plan, program: str, dtype: str, seed: int) -> Work
     if program == OURS:
         return bench.ours(settings(plan.shape, plan.device, dtype, seed=seed), name)
     config = hyperparameters({**plan.shape, "seed": seed})
-    return bench.nanogpt(config, plan.device, dtype, plan.compiled_peer, name)
+    number = "float32" if dtype == TF32 else dtype
+    return bench.nanogpt(config, plan.device, number, plan.compiled_peer, name, tf32=dtype == TF32)
 
 
 def loss_rows(plan: Plan, runs: Sequence[Run]) -> list[Row]:
     """Our losses of each dtype beside nanoGPT's; on a CPU both dtypes are compared with its fp32."""
+    pairs = [(dtype, dtype if plan.device == "cuda" else "float32") for dtype in plan.dtypes]
+    if plan.tf32:
+        pairs.append(("float32", TF32))
     rows = []
-    for dtype in plan.dtypes:
-        peer_dtype = dtype if plan.device == "cuda" else "float32"
+    for dtype, peer_dtype in pairs:
         ours = [run for run in runs if (run.program, run.dtype) == (OURS, dtype) and not run.error]
         theirs = [run for run in runs if (run.program, run.dtype) == (NANOGPT, peer_dtype) and not run.error]
         for what in ("final", "best"):
-            name = f"{plan.configuration}, {dtype}: {what} val loss, whole split"
+            beside = f" beside {TF32}" if peer_dtype == TF32 else ""
+            name = f"{plan.configuration}, {dtype}{beside}: {what} val loss, whole split"
             if ours and theirs:
-                mine = [getattr(run, what) for run in ours]
-                rows.append(spread_row(name, mine, [getattr(run, what) for run in theirs]))
+                mine, peer = [getattr(run, what) for run in ours], [getattr(run, what) for run in theirs]
+                row = spread_row(name, mine, peer)
+                rows.append(replace(row, goal="", met=None) if beside else row)  # another precision
             else:
                 rows.append(unmeasured(name, "a program has no run that succeeded"))
     return rows

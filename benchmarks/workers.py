@@ -129,11 +129,17 @@ class Bench:
         spec = {"program": "ours", "settings": config, "folder": str(folder), "restore": restore}
         return Worker(spec, self.folder / f"{name}.log", {**self._environment(), **SPIN})
 
-    def nanogpt(self, config: TrainerConfig, device: str, dtype: str, compiled: bool, name: str) -> Worker:
-        """nanoGPT with these hyperparameters."""
+    def nanogpt(
+        self, config: TrainerConfig, device: str, dtype: str, compiled: bool, name: str, tf32: bool = True
+    ) -> Worker:
+        """nanoGPT with these hyperparameters.
+
+        `tf32`: whether the products of its fp32 are rounded to TF32 on a GPU, as its train.py has it.
+        """
         started = nanogpt.arguments(config, device=device, dtype=dtype, compiled=compiled)
         started.append(f"--out_dir={self.folder / f'out-{name}'}")
         spec = {"program": "nanogpt", "folder": str(self.checkout), "arguments": started, "seed": config.seed}
+        spec["tf32"] = tf32
         environment = {**self._environment(), **(SPIN if self.polite_peer else {})}
         return Worker(spec, self.folder / f"nanogpt-{name}.log", environment)
 

@@ -121,9 +121,12 @@ def _steps(text: str) -> int:
 
 def _end(code: int) -> NoReturn:
     """End the process. Under an agent, when all is saved, at once: to take PyTorch down piece by piece takes
-    a quarter of a second and more, and the machine on which the run goes on would wait for it.
+    a quarter of a second and more, and the machine on which the run goes on would wait for it. At once, too,
+    where that would wait for ranks that do not answer.
     """
-    if "ORCH_RUN_ID" not in os.environ or code not in (0, EXIT_SAVED):
+    ranks = sys.modules.get("trainer.ranks")  # with PyTorch, unless it ended before that was imported
+    entangled = ranks is not None and ranks.entangled()
+    if not entangled and ("ORCH_RUN_ID" not in os.environ or code not in (0, EXIT_SAVED)):
         sys.exit(code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

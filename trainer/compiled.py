@@ -151,7 +151,7 @@ class CompiledEngine:
         return self._results[0], self._results[1]
 
     def close(self) -> None:
-        """End its threads."""
+        """End its threads, and let go of what was recorded."""
         self._step.close()
 
     def _gradient_of(self, worker: int) -> None:
@@ -290,4 +290,7 @@ class _Recorded:
         self._graph.replay()
 
     def close(self) -> None:
-        """Nothing runs beside the caller."""
+        """Let go of the record: what it calls, NCCL for one, waits for that before it can end."""
+        if self._graph is not None:
+            self._graph.reset()
+            self._graph = None

@@ -71,7 +71,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """End what runs beside the caller."""
+        """End what runs beside the caller, and let go of what was recorded. No update may follow."""
         ...
 
 
@@ -95,7 +95,8 @@ class EagerEngine:
         self.first_bad = torch.full_like(self._step, NEVER)
         self.optimizer = build_optimizer(model.named_parameters(), config)
         graphed = config.cuda_graph and hardware.device.type == "cuda"
-        self._compute = GraphedUpdate(self._eagerly) if graphed else self._eagerly
+        self._graphed = GraphedUpdate(self._eagerly) if graphed else None
+        self._compute = self._graphed or self._eagerly
 
     compiled = False
     waiting = False
@@ -107,6 +108,8 @@ class EagerEngine:
 
     def close(self) -> None:
         """See :class:`Engine`."""
+        if self._graphed is not None:
+            self._graphed.close()
 
     def update(self, step: int) -> tuple[Tensor, Tensor]:
         """See :class:`Engine`."""
@@ -223,8 +226,7 @@ class SwitchingEngine:
         """See :class:`Engine`."""
         if self._compiler is not None:
             self._compiler.close()
-        if self._fast is not None:
-            self._fast.close()
+        (self._fast or self._eager).close()
 
     def _look(self, step: int) -> None:
         """Begin to compile once it is known to be worth it, and take over what has been compiled."""
@@ -279,6 +281,7 @@ class SwitchingEngine:
         """Use the node's compiled step, if all ranks have it."""
         programs = self._loaded()
         if programs is not None:
+            self._eager.close()
             self._fast = CompiledEngine(
                 self._config,
                 self._order,

@@ -45,6 +45,12 @@ class GraphedUpdate:
         self._graph.replay()
         return self._results
 
+    def close(self) -> None:
+        """Let go of the record: what it calls, NCCL for one, waits for that before it can end."""
+        if self._graph is not None:
+            self._graph.reset()
+            self._graph = None
+
     def _warm_up(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """On the recording's stream: autograd remembers the stream of a weight's first gradient."""
         self._stream.wait_stream(torch.cuda.current_stream())

@@ -33,21 +33,27 @@ def explain(error: RuntimeError, config: TrainerConfig) -> None:
 
 
 def what_fits(config: TrainerConfig, model: LanguageModel, batches: Batches, hardware: Hardware) -> str:
-    """Advice found by trying: the fewest micro-batches with which forward and backward fit.
+    """Advice found by trying: the fewest micro-batches with which an update and an evaluation fit.
 
     Whoever calls it has let go of everything else that is not needed for an update, the error included.
     """
     gc.collect()
-    if hardware.device.type == "cuda":
-        torch.cuda.empty_cache()
+    on_gpu = hardware.device.type == "cuda"
 
     def attempt(parts: int) -> None:
+        if on_gpu:
+            torch.cuda.empty_cache()
         try:
             x, y = batches.train(0)
             for _ in range(2):  # the second adds to the first one's gradients
                 with hardware.autocast():
                     loss = model(x[::parts], y[::parts])[1]
                 loss.backward()
+            del loss
+            kept = _like_a_graph() if config.cuda_graph and on_gpu else None
+            with torch.no_grad(), hardware.autocast():  # evaluations come beside it
+                model(x[::parts], y[::parts])
+            del kept
         finally:
             model.zero_grad()
 
@@ -59,6 +65,14 @@ def what_fits(config: TrainerConfig, model: LanguageModel, batches: Batches, har
         f"it would have fitted with micro_batches: {fitting}, that is {B // fitting} of the batch's {B} "
         f"sequences at a time instead of {B // parts}"
     )
+
+
+def _like_a_graph() -> torch.Tensor:
+    """As much memory as a recorded update would keep to itself: all that the one before this call took."""
+    before = torch.cuda.memory_allocated()
+    taken = torch.cuda.memory_reserved() - before
+    torch.cuda.empty_cache()
+    return torch.empty(taken, dtype=torch.uint8, device="cuda")
 
 
 def fitting_parts(batch_size: int, parts: int, attempt: Callable[[int], None]) -> int | None:

@@ -90,9 +90,13 @@ class Gang(Ranks):
         self.world = world
         self._distributed = distributed
         self._patience_s = patience_s
-        # Gloo's threads must end before Python does: one that then lets go of a tensor aborts the process.
-        atexit.register(self.close)
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        if device.type == "cuda":
+            _on_gpus.add(self)
+            backend = "cpu:gloo,cuda:nccl"
+        else:
+            # Gloo's threads must end before Python does: one that later lets go of a tensor aborts it all.
+            atexit.register(self.close)
+            backend = "gloo"
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         with self._translated(f"cannot meet the other ranks at {where}"):
             distributed.init_process_group(
@@ -131,6 +135,7 @@ class Gang(Ranks):
         """See :class:`Ranks`."""
         if self._distributed.is_initialized():
             self._distributed.destroy_process_group()
+        _on_gpus.discard(self)
 
     def _reduce(self, values: tuple[float, ...], operation: Any) -> list[float]:
         message = torch.tensor(values, dtype=torch.float64)
@@ -149,6 +154,17 @@ class Gang(Ranks):
                 f"rank {self.rank} of {self.world} {what}: it has ended, or did not answer within "
                 f"{self._patience_s:.0f} s ({reason})"
             ) from e
+
+
+_on_gpus: set[Gang] = set()
+
+
+def entangled() -> bool:
+    """Whether this process has not left its ranks on GPUs, because it failed or they did.
+
+    Then it can only end at once: its GPU may be waiting for another rank, and NCCL would wait for its GPU.
+    """
+    return bool(_on_gpus)
 
 
 def join(device: torch.device, env: Mapping[str, str] | None = None, patience_s: float = PATIENCE_S) -> Ranks:

@@ -76,7 +76,7 @@ def test_a_program_that_fails_is_named_with_its_reason(tmp_path: Path) -> None:
 
 
 def _worker(folder: Path) -> Worker:
-    spec = {"program": "nanogpt", "folder": str(folder), "arguments": [], "seed": 1}
+    spec = {"program": "nanogpt", "folder": str(folder), "arguments": [], "seed": 1, "tf32": True}
     return Worker(spec, folder / "log", {})
 
 

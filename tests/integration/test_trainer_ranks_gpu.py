@@ -18,6 +18,9 @@ from trainer import checkpoint
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 ON_GPU: dict[str, Any] = {"device": "cuda", "dtype": "float32"}
+TOLERANCE = 1e-4
+"""A GPU rounds otherwise than a processor, and AdamW makes more of small differences."""
+COMPILING_S = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -44,28 +47,28 @@ def both(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_gpus_train_what_one_processor_trains(alone: Path, both: Path) -> None:
-    assert_alike(alone, both, 10)
-    assert_alike(alone, both, 20)
+    assert_alike(alone, both, 10, TOLERANCE)
+    assert_alike(alone, both, 20, TOLERANCE)
 
 
 @pytest.mark.parametrize("settings", [{"compile": True}, {"cuda_graph": False}, {"micro_batches": 4}])
 def test_however_updates_are_made(text: Path, tmp_path: Path, alone: Path, settings: dict[str, Any]) -> None:
-    together(arguments(text, tmp_path, **ON_GPU, **settings), tmp_path)
-    assert_alike(alone, tmp_path, 20)
+    together(arguments(text, tmp_path, **ON_GPU, **settings), tmp_path, COMPILING_S)
+    assert_alike(alone, tmp_path, 20, TOLERANCE)
 
 
 def test_one_processor_hands_over_to_two_gpus(text: Path, tmp_path: Path, alone: Path) -> None:
     resume = ["--resume", str(alone / "out/step-00000010")]
     said = together([*arguments(text, tmp_path, **ON_GPU), *resume], tmp_path)
     assert "relative difference" in said
-    assert_alike(alone, tmp_path, 20)
+    assert_alike(alone, tmp_path, 20, TOLERANCE)
 
 
 def test_and_back(text: Path, tmp_path: Path, both: Path) -> None:
     resume = ["--resume", str(both / "out/step-00000010")]
     done = run_trainer([*arguments(text, tmp_path), *resume], OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    assert_alike(both, tmp_path, 20)
+    assert_alike(both, tmp_path, 20, TOLERANCE)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -76,7 +79,7 @@ def test_the_fast_recipe_in_bf16(text: Path, tmp_path: Path, compiled: bool) -> 
         folder.mkdir()
     done = run_trainer(arguments(text, one, **settings))
     assert done.returncode == 0, done.stderr
-    together(arguments(text, two, **settings), two)
+    together(arguments(text, two, **settings), two, COMPILING_S)
     losses = [checkpoint.read_state(folder / "out/step-00000020").probe_loss for folder in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 

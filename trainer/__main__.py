@@ -16,6 +16,7 @@ from typing import NoReturn
 from orchestrator.contract import EXIT_SAVED, RunContext, run_context
 from trainer.errors import TrainerError, UserError
 from trainer.settings import load_config
+from trainer.visible import see_own_gpu
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +39,7 @@ def _train(arguments: argparse.Namespace, context: RunContext) -> int:
     config = load_config(arguments.config, arguments.set)
     folder: Path = context.checkpoint_dir or arguments.out or Path("out") / _name(arguments.config)
     _wait_politely()
+    see_own_gpu(os.environ)
     # PyTorch takes a second to import: mistakes in the configuration are told before it.
     from trainer import checkpoint
     from trainer.train import train

@@ -15,6 +15,8 @@ from trainer.snapshot import capturing
 
 _WARM_UP_CALLS = 3
 """Libraries set themselves up and pick kernels in the first calls, which must not be recorded."""
+UPDATES_UNTIL_RECORDED = _WARM_UP_CALLS + 1
+"""After so many, an update takes all the memory that it will ever take."""
 
 Compute = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From inputs and targets (B, T) to the loss and the gradient norm; changes weights and moments in place."""

@@ -23,6 +23,9 @@ _OPERATORS = tuple(f"{of}_{way}" for of in ("attention", "mlp", "norm") for way 
 """Of trainer.kernels."""
 _COMPILER = ("torch._inductor.standalone_compile", "torch._inductor.compile_fx")
 """With what they import, all that a program needs which the compiler has made, kept or not."""
+_CORRECTLY = {"triton.mix_order_reduction": False}
+"""PyTorch 2.10 to 2.13 sum a norm's gradient over many rows in a way that loses it where it becomes a part of
+a larger tensor: norms then stay as they began, in silence (pytorch/pytorch#193061)."""
 _importing_s = 0.0
 
 
@@ -38,7 +41,7 @@ def in_process(order: Order, folder: Path, *, keeping: bool = False) -> Programs
             return Programs(*(loaded(folder / f"{name}.made", order.device) for name in _PROGRAMS))
         except LibraryError as e:
             print(f"{folder.name}: {e}", file=sys.stderr)
-    from torch._inductor import standalone_compile
+    from torch._inductor import config, standalone_compile
 
     sources = Sources.of(order)
     if order.kernels:
@@ -47,7 +50,7 @@ def in_process(order: Order, folder: Path, *, keeping: bool = False) -> Programs
     def compiled(program: Program, arguments: tuple[Tensor, ...], file: Path) -> Callable[..., object]:
         graph = graph_of(program, arguments, "real")
         tensors = lift(graph)
-        with torch.no_grad():
+        with torch.no_grad(), config.patch(_CORRECTLY):
             made = standalone_compile(graph, [*arguments, *tensors], dynamic_shapes="from_example_inputs")
         if keeping:
             keep(made, tensors, file)

@@ -11,8 +11,12 @@ import torch
 from trainer.config import TrainerConfig
 from trainer.data import Batches
 from trainer.device import Hardware
+from trainer.engine import EagerEngine
 from trainer.errors import TrainerError
+from trainer.evaluate import Evaluator
+from trainer.graph import UPDATES_UNTIL_RECORDED
 from trainer.model_fast import LanguageModel
+from trainer.ranks import Ranks
 
 
 def gpu_shortage(error: RuntimeError, share: int | None = None) -> str | None:
@@ -33,28 +37,24 @@ def explain(error: RuntimeError, config: TrainerConfig) -> None:
 
 
 def what_fits(config: TrainerConfig, model: LanguageModel, batches: Batches, hardware: Hardware) -> str:
-    """Advice found by trying: the fewest micro-batches with which an update and an evaluation fit.
+    """Advice found by trying: the fewest micro-batches with which updates and an evaluation fit.
 
-    Whoever calls it has let go of everything else that is not needed for an update, the error included.
+    Whoever calls it has let go of everything else that training does not need, the error included, and of the
+    engine with its optimizer, which each attempt has of its own. The weights are not what they were.
     """
-    gc.collect()
-    on_gpu = hardware.device.type == "cuda"
 
     def attempt(parts: int) -> None:
-        if on_gpu:
-            torch.cuda.empty_cache()
+        gc.collect()
+        torch.cuda.empty_cache()
+        tried = config.model_copy(update={"micro_batches": parts})
+        engine = EagerEngine(tried, model, batches, hardware)
+        evaluator = Evaluator(model, model, batches, hardware, lambda: False, ranks=Ranks(), parts=parts)
         try:
-            x, y = batches.train(0)
-            for _ in range(2):  # the second adds to the first one's gradients
-                with hardware.autocast():
-                    loss = model(x[::parts], y[::parts])[1]
-                loss.backward()
-            del loss
-            kept = _like_a_graph() if config.cuda_graph and on_gpu else None
-            with torch.no_grad(), hardware.autocast():  # evaluations come beside it
-                model(x[::parts], y[::parts])
-            del kept
+            for step in range(UPDATES_UNTIL_RECORDED):
+                engine.update(step)
+            evaluator.batch_loss(0)  # beside what was recorded
         finally:
+            engine.close()
             model.zero_grad()
 
     B, parts = config.batch_size, config.micro_batches
@@ -65,14 +65,6 @@ def what_fits(config: TrainerConfig, model: LanguageModel, batches: Batches, har
         f"it would have fitted with micro_batches: {fitting}, that is {B // fitting} of the batch's {B} "
         f"sequences at a time instead of {B // parts}"
     )
-
-
-def _like_a_graph() -> torch.Tensor:
-    """As much memory as a recorded update would keep to itself: all that the one before this call took."""
-    before = torch.cuda.memory_allocated()
-    taken = torch.cuda.memory_reserved() - before
-    torch.cuda.empty_cache()
-    return torch.empty(taken, dtype=torch.uint8, device="cuda")
 
 
 def fitting_parts(batch_size: int, parts: int, attempt: Callable[[int], None]) -> int | None:
@@ -86,7 +78,9 @@ def fitting_parts(batch_size: int, parts: int, attempt: Callable[[int], None]) -
     def fits(candidate: int) -> bool:
         try:
             attempt(candidate)
-        except torch.OutOfMemoryError:
+        except RuntimeError as e:
+            if gpu_shortage(e) is None:
+                raise
             return False
         return True
 

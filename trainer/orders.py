@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trainer import processor
 from trainer.config import TrainerConfig
-from trainer.flat import Buffers
+from trainer.flat import Buffers, Layout
 from trainer.model_fast import build_model
 from trainer.muon import MuonAdamW, build_optimizer
 from trainer.programs import (
@@ -133,6 +133,8 @@ class Sources:
     gradient_arguments: tuple[Tensor, ...]
     update: Program
     update_arguments: tuple[Tensor, ...]
+    layout: Layout
+    """Of the weights and the gradient."""
 
     @classmethod
     def of(cls, order: Order) -> Sources:
@@ -168,4 +170,5 @@ class Sources:
                 torch.full((), NEVER, device=device),
                 torch.zeros(2, device=device),
             ),
+            layout,
         )

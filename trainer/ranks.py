@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import LostRank, UserError
+from trainer.vigil import Vigil
 
 PATIENCE_S = 300.0
 """How long a rank waits for the others before it ends with an error: longer than to compile a step."""
@@ -80,7 +81,8 @@ class Gang(Ranks):
 
     Every method must be called by all ranks in the same order. Each raises LostRank when a rank has ended
     or does not answer within the patience, except that a GPU's :meth:`sum_gradient` is only queued: there it
-    is the next control message that raises.
+    is the next control message that raises, or the process ends while it waits for its GPU (see
+    :mod:`trainer.vigil`).
     """
 
     def __init__(self, rank: int, world: int, device: torch.device, patience_s: float = PATIENCE_S) -> None:
@@ -90,6 +92,7 @@ class Gang(Ranks):
         self.world = world
         self._distributed = distributed
         self._patience_s = patience_s
+        self._vigil: Vigil | None = None
         if device.type == "cuda":
             _on_gpus.add(self)
             backend = "cpu:gloo,cuda:nccl"
@@ -102,6 +105,8 @@ class Gang(Ranks):
             distributed.init_process_group(
                 backend, rank=rank, world_size=world, timeout=timedelta(seconds=patience_s)
             )
+            address, gpus = os.environ["MASTER_ADDR"], device.type == "cuda"
+            self._vigil = Vigil(rank, world, address, self.broadcast, patience_s) if gpus else None
 
     def sum_gradient(self, flat: Tensor) -> None:
         """See :class:`Ranks`."""
@@ -133,6 +138,8 @@ class Gang(Ranks):
 
     def close(self) -> None:
         """See :class:`Ranks`."""
+        if self._vigil is not None:
+            self._vigil.leave()
         if self._distributed.is_initialized():
             self._distributed.destroy_process_group()
         _on_gpus.discard(self)

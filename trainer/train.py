@@ -66,7 +66,8 @@ def train(
     # Outside the handler: the error holds on to everything that the failed step had in memory.
     if training is None:
         raise UserError(f"out of GPU memory: {shortage}; {memory.less_memory(config)}")
-    del training.engine  # with the memory of a recorded graph
+    training.engine.close()
+    del training.engine, training.optimizer  # with the memory of a recorded graph
     advice = memory.what_fits(config, training.model, training.batches, training.hardware)
     raise UserError(f"out of GPU memory: {shortage}; {advice}")
 

@@ -79,7 +79,9 @@ def test_what_was_kept_and_cannot_be_used_is_made_again(
     )
     monkeypatch.setattr("trainer.in_process.Sources.of", lambda order: sources)
     order: Any = SimpleNamespace(kernels=False, device="cpu")
+    safely = _compiling_safely(monkeypatch)
     in_process(order, tmp_path, keeping=True)
+    assert safely == [True, True]
     made = tmp_path / "update.made"
     assert made.stat().st_size > 1000
     made.write_bytes(b"useless")
@@ -88,3 +90,18 @@ def test_what_was_kept_and_cannot_be_used_is_made_again(
     assert torch.equal(out, x * 2.0)
     assert "update.made: " in capsys.readouterr().err
     assert made.read_bytes() == b"useless"
+
+
+def _compiling_safely(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each program compiled from now on, whether the way of summing that loses gradients was off."""
+    from torch._inductor import config
+    from torch._inductor import standalone_compile as compile_it
+
+    found: list[bool] = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        found.append(not config.triton.mix_order_reduction)
+        return compile_it(*arguments, **options)
+
+    monkeypatch.setattr("torch._inductor.standalone_compile", watched)
+    return found

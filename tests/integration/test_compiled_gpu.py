@@ -13,7 +13,10 @@ from trainer.in_process import in_process
 from trainer.orders import Order, Sources, machine, settings_of, versions
 from trainer.programs import TAIL, Part
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("ignore"),  # of PyTorch's compiler about PyTorch
+]
 
 VOCABULARY = 65
 LARGE: dict[str, Any] = {"n_embd": 384, "n_head": 6, "block_size": 256, "batch_size": 64}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from orchestrator.clock import Clock
 from orchestrator.control.energy import EnergyBook
@@ -168,6 +168,7 @@ class Beats:
                 return run, attempt
             phase = beat.phase if beat.phase != Phase.ENDED else attempt.phase
             begins = phase == Phase.RUNNING and attempt.started_at is None
+            started = now if begins else attempt.started_at or _ended_at_once(beat, now)
             before = run
             run, attempt = self._energy.counted(run, attempt)
             attempt = replace(
@@ -177,12 +178,13 @@ class Beats:
                 device_name=beat.device_name or attempt.device_name,
                 first_step=beat.first_step if beat.first_step is not None else attempt.first_step,
                 last_step=beat.step if beat.step is not None else attempt.last_step,
-                started_at=now if begins else attempt.started_at,
+                started_at=started,
                 timings={**attempt.timings, **beat.timings},
             )
             ledger.save_attempt(attempt)
+            if started is not None and run.started_at is None:
+                run = replace(run, started_at=started)
             if begins:
-                run = replace(run, started_at=run.started_at or now)
                 if run.state == RunState.STARTING:
                     run = replace(run, state=RunState.RUNNING, message="")
                 from_step = f" from step {beat.first_step}" if beat.first_step else ""
@@ -195,6 +197,13 @@ class Beats:
         if begins:
             self._tracking.attempt_started(run)
         return run, attempt
+
+
+def _ended_at_once(beat: Beat, now: datetime) -> datetime | None:
+    """When a program began that has ended before the agent could say that it runs: when it ended, nearly."""
+    if beat.outcome is None or "spawn" not in beat.timings:
+        return None
+    return now - timedelta(seconds=beat.outcome_age_s)
 
 
 def _add_events(ledger: Transaction, attempt: AttemptRecord, beat: Beat, now: datetime) -> None:

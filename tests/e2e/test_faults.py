@@ -36,7 +36,7 @@ def test_controller_killed(stack: Stack, text: Path) -> None:
 
 
 def test_ray_head_killed(stack: Stack, text: Path) -> None:
-    run_id = stack.submit(tiny_gpt("head-killed", text, 2500))
+    run_id = stack.submit(tiny_gpt("head-killed", text, 1500))
     reached = stack.wait_step(run_id, 200)
     for process in stack.service("head"):
         with suppress(psutil.NoSuchProcess):
@@ -45,7 +45,7 @@ def test_ray_head_killed(stack: Stack, text: Path) -> None:
     assert len(detail["attempts"]) >= 2
     assert detail["attempts"][-1]["first_step"] >= reached - 50
     points = stack.get(f"/v1/runs/{run_id}/points", key="train/loss")
-    assert [p["step"] for p in points] == list(range(0, 2501, 5))
+    assert [p["step"] for p in points] == list(range(0, 1501, 5))
 
 
 def test_agent_killed(stack: Stack, text: Path) -> None:

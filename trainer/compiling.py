@@ -38,10 +38,11 @@ from typing import IO
 import torch
 
 from trainer.corpus import cache_root
-from trainer.in_process import in_process, try_out
+from trainer.in_process import in_process
 from trainer.library import Library, LibraryError, build, need_compiler
 from trainer.orders import Order, Programs, Sources
 from trainer.programs import graph_of
+from trainer.verify import verify
 
 GRADIENT, UPDATE, ENTRY = "gradient.pt2", "update.pt2", "entry.json"
 
@@ -147,9 +148,11 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         folder.mkdir()
         if order.device == "cuda":
-            try_out(order, in_process(order, folder, keeping=True))
+            programs = in_process(order, folder, keeping=True)
         else:
-            _into_libraries(order, folder)
+            programs = _into_libraries(order, folder)
+        # The first call: should it crash, then here. For a GPU the compiler picks its kernels' variants then.
+        verify(order, Sources.of(order), programs)
         files = [path for path in folder.iterdir() if path.suffix in (".pt2", ".made", ".tensors")]
         sums = {path.name: _sha256(path) for path in files}
         entry = {"order": order.model_dump(mode="json"), "sha256": sums}
@@ -159,7 +162,7 @@ def main() -> int:
     return 0
 
 
-def _into_libraries(order: Order, folder: Path) -> None:
+def _into_libraries(order: Order, folder: Path) -> Programs:
     """Compile for a CPU."""
     need_compiler()
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
@@ -170,8 +173,8 @@ def _into_libraries(order: Order, folder: Path) -> None:
     ):
         torch.set_num_threads(threads)
         build(graph_of(program, arguments, "fake"), arguments, folder / name, threads)
-        Library(folder / name)(*arguments)  # should it crash, then here
     shutil.rmtree(folder / "inductor")
+    return Programs(Library(folder / GRADIENT), Library(folder / UPDATE))
 
 
 def _end_with_parent() -> None:

@@ -148,12 +148,3 @@ def _call_as_they_are(operators: tuple[str, ...]) -> None:
 
     for name in operators:
         make_fallback(getattr(torch.ops.orch, name).default, warn=False)  # type: ignore[no-untyped-call]
-
-
-def try_out(order: Order, programs: Programs) -> None:
-    """Call them: the compiler picks its kernels' variants then, and keeps its choice."""
-    sources = Sources.of(order)
-    with torch.no_grad():
-        programs.gradient(*sources.gradient_arguments)
-        programs.update(*sources.update_arguments)
-    torch.cuda.synchronize()

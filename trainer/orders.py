@@ -135,6 +135,8 @@ class Sources:
     update_arguments: tuple[Tensor, ...]
     layout: Layout
     """Of the weights and the gradient."""
+    row: Tensor
+    """(P + TAIL,): what the gradient's program writes, whole."""
 
     @classmethod
     def of(cls, order: Order) -> Sources:
@@ -146,7 +148,7 @@ class Sources:
         layout = buffers.layout
         kernels = importlib.import_module("trainer.kernels") if order.kernels else None  # needs triton
         plan = optimizer.plan if isinstance(optimizer, MuonAdamW) else None
-        numbers = layout.size + TAIL
+        row = torch.zeros(layout.size + TAIL, device=device)
         tokens = torch.empty(order.length, dtype=getattr(torch, order.tokens), device=device)
         tokens[: config.block_size + 1] = 0
         return cls(
@@ -157,12 +159,12 @@ class Sources:
                 torch.zeros(order.part.sequences, dtype=torch.int64, device=device),
                 torch.zeros(3, dtype=torch.int32, device=device),
                 torch.zeros(1, device=device),
-                *destinations(layout, torch.zeros(numbers, device=device)),
+                *destinations(layout, row),
             ),
             update_program(layout, config, plan),
             (
                 buffers.weights,
-                torch.zeros(order.rows, numbers, device=device),
+                torch.zeros(order.rows, len(row), device=device),
                 buffers.first,
                 buffers.second,
                 torch.full((RATES,), 0.5, device=device),
@@ -171,4 +173,5 @@ class Sources:
                 torch.zeros(2, device=device),
             ),
             layout,
+            row,
         )

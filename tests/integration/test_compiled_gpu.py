@@ -10,8 +10,10 @@ import torch
 
 from trainer.config import TrainerConfig
 from trainer.in_process import in_process
+from trainer.library import LibraryError
 from trainer.orders import Order, Sources, machine, settings_of, versions
-from trainer.programs import TAIL, Part
+from trainer.programs import Part
+from trainer.verify import Tolerance, apart, fill, gradient, update, verify
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -45,33 +47,35 @@ def order_of(config: TrainerConfig, dtype: str, kernels: bool, units: int = 1) -
 @pytest.mark.parametrize("shape", [LARGE, SMALL], ids=["large", "small"])
 @pytest.mark.parametrize(
     ("dtype", "kernels", "tolerance"),
-    [("float32", False, 1e-3), ("bfloat16", False, 0.05), ("bfloat16", True, 0.05)],
+    [
+        ("float32", False, Tolerance(1e-3, 1e-5)),
+        ("bfloat16", False, Tolerance(0.05, 1e-3)),
+        ("bfloat16", True, Tolerance(0.05, 1e-3)),
+    ],
     ids=["fp32", "bf16", "kernels"],
 )
-def test_each_tensor_of_the_gradient(
-    tmp_path: Path, recipe: str, shape: dict[str, Any], dtype: str, kernels: bool, tolerance: float
+def test_each_tensor(
+    tmp_path: Path, recipe: str, shape: dict[str, Any], dtype: str, kernels: bool, tolerance: Tolerance
 ) -> None:
     config = TrainerConfig.model_validate({**shape, "recipe": recipe, "n_layer": 2, "dropout": 0.2})
     order = order_of(config, dtype, kernels)
     sources = Sources.of(order)
-    compiled = in_process(order, tmp_path).gradient
-    weights, tokens, starts, noise, keep, row = sources.gradient_arguments
-    generator = torch.Generator("cuda").manual_seed(3)
-    weights.add_(torch.randn(weights.shape, generator=generator, device="cuda"), alpha=0.02)
-    tokens.random_(0, VOCABULARY, generator=generator)
-    starts.random_(0, len(tokens) - config.block_size - 1, generator=generator)
-    noise.copy_(torch.tensor([11, 0, 1]))
-    found = []
-    for program in (sources.gradient, compiled):
-        row.fill_(torch.nan)  # what is not written shows
-        torch.cuda.manual_seed(5)
-        with torch.no_grad():
-            program(weights, tokens, starts, noise, keep, row)
-        found.append(row.clone())
-    expected, got = found
-    layout = sources.layout
-    assert got[layout.size :].tolist() == pytest.approx(expected[layout.size :].tolist(), rel=tolerance)
-    assert len(got) == layout.size + TAIL
-    both = zip(layout.views(expected).items(), layout.views(got).values(), strict=True)
-    apart = {name: float((mine - theirs).norm() / theirs.norm()) for (name, theirs), mine in both}
-    assert not {name: difference for name, difference in apart.items() if not difference < tolerance}
+    compiled = in_process(order, tmp_path)
+    with torch.no_grad():
+        fill(order, sources)
+        plain, made = gradient(sources, sources.gradient), gradient(sources, compiled.gradient)
+        plain += update(sources, sources.update)
+        made += update(sources, compiled.update)
+    assert [name for pair in zip(plain, made, strict=True) for name in apart(*pair, tolerance)] == []
+
+
+def test_a_fault_of_the_compiler_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is worked around, where this PyTorch has it."""
+    monkeypatch.setattr("trainer.in_process._CORRECTLY", {})
+    config = TrainerConfig.model_validate({**LARGE, "n_layer": 2, "dropout": 0.2})
+    order = order_of(config, "float32", False)
+    programs = in_process(order, tmp_path)
+    with pytest.raises(
+        LibraryError, match=r"the compiled gradient is another than the model's for h\.\d\.ln_"
+    ):
+        verify(order, Sources.of(order), programs)

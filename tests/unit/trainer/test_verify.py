@@ -1,0 +1,105 @@
+"""What a compiler gets wrong is noticed before it is used. The programs here are not compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.unit.trainer.support import start, tiny, write_text
+from trainer.compiled import order_for
+from trainer.library import LibraryError
+from trainer.orders import Order, Programs, Sources
+from trainer.verify import verify
+
+
+@dataclass
+class Case:
+    order: Order
+    sources: Sources
+
+    def verify(
+        self, gradient: Callable[..., Any] | None = None, update: Callable[..., Any] | None = None
+    ) -> None:
+        plain = self.sources
+        verify(self.order, plain, Programs(gradient or plain.gradient, update or plain.update))
+
+
+@pytest.fixture(params=["nanogpt", "fast"])
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    config = tiny(write_text(tmp_path), recipe=request.param, compile=False, n_embd=32)
+    training = start(config, tmp_path / "out")[0]
+    vocabulary = len(training.dataset.vocabulary)
+    tokens = training.batches.tokens("train")
+    order = order_for(config, vocabulary, tokens, training.hardware, training.ranks)
+    return Case(order, Sources.of(order))
+
+
+def test_the_same_is_the_same(case: Case) -> None:
+    case.verify()
+    case.verify()
+
+
+@pytest.mark.parametrize("lost", ["wte.weight", "h.1.attn.c_attn.weight", "h.0.mlp.c_proj.weight"])
+@pytest.mark.parametrize("how", [0.0, 0.5, float("nan")])
+def test_a_gradient_that_is_lost_is_named(case: Case, lost: str, how: float) -> None:
+    def gradient(*arguments: Any) -> None:
+        case.sources.gradient(*arguments)
+        case.sources.layout.views(case.sources.row)[lost].mul_(how)
+
+    with pytest.raises(
+        LibraryError, match=rf"gradient is another than the model's for {lost}, by a fault of"
+    ):
+        case.verify(gradient)
+
+
+def test_gradients_that_are_not_written_are_counted(case: Case) -> None:
+    with pytest.raises(LibraryError, match=r"for the loss, .*\.weight, .*\.weight and \d+ more, by a fault"):
+        case.verify(lambda *arguments: None)
+
+
+def test_a_norm_that_is_never_trained(tmp_path: Path) -> None:
+    """As one compiler did it."""
+    config = tiny(write_text(tmp_path), compile=False, n_embd=32)
+    training = start(config, tmp_path / "out")[0]
+    tokens = training.batches.tokens("train")
+    order = order_for(config, 28, tokens, training.hardware, training.ranks)
+    it = Case(order, Sources.of(order))
+
+    def gradient(*arguments: Any) -> None:
+        it.sources.gradient(*arguments)
+        for name, part in it.sources.layout.views(it.sources.row).items():
+            part.mul_(0.0 if "ln_" in name else 1.0)
+
+    with pytest.raises(LibraryError, match=r"for h\.0\.ln_1\.weight, .* and 2 more"):
+        it.verify(gradient)
+
+
+@pytest.mark.parametrize("changed", [0, 2, 3])
+def test_an_update_that_is_another_is_named(case: Case, changed: int) -> None:
+    """Of weights, first or second moments."""
+
+    def update(*arguments: Any) -> None:
+        before = arguments[changed].clone()
+        case.sources.update(*arguments)
+        arguments[changed].lerp_(before, 0.5)
+
+    kind = {0: "", 2: "first moment of ", 3: "second moment of "}[changed]
+    with pytest.raises(LibraryError, match=f"the compiled update is another than the model's for {kind}"):
+        case.verify(update=update)
+
+
+def test_without_memory_for_both_it_is_called_only(case: Case) -> None:
+    called: list[str] = []
+
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("no")
+
+    sources = Sources(**{**vars(case.sources), "gradient": full, "update": full})
+    programs = Programs(lambda *_: called.append("gradient"), lambda *_: called.append("update"))
+    verify(case.order, sources, programs)
+    assert called == ["gradient", "update"]

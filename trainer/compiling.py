@@ -37,13 +37,18 @@ from typing import IO
 
 import torch
 
+from orchestrator.contract import gpu_allowance
 from trainer.corpus import cache_root
+from trainer.device import keep_to_share
 from trainer.in_process import in_process
 from trainer.library import Library, LibraryError, build, need_compiler
 from trainer.orders import Order, Programs, Sources
 from trainer.programs import graph_of
 from trainer.verify import verify
 
+_SHARE = "ORCH_GPU_MEMORY"
+_LEAST_SHARE = 1 << 30
+"""Bytes: twice what CUDA takes for a process."""
 GRADIENT, UPDATE, ENTRY = "gradient.pt2", "update.pt2", "entry.json"
 
 
@@ -69,9 +74,13 @@ def load(order: Order, callers: int) -> Programs | None:
 
 
 class Compiler:
-    """Compiles one order in another process, at low priority."""
+    """Compiles one order in another process, at low priority.
+
+    Raises LibraryError where the other process has no place.
+    """
 
     def __init__(self, order: Order) -> None:
+        share = share_left() if order.device == "cuda" else {}
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         try:
             self._process = subprocess.Popen(
@@ -80,7 +89,7 @@ class Compiler:
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
                 bufsize=0,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "1", **share},
             )
         except OSError as e:
             raise LibraryError(f"cannot start the compiler: {e}") from e
@@ -125,6 +134,20 @@ class Compiler:
         self._process.wait()
 
 
+def share_left() -> dict[str, str]:
+    """Variables for the other process, which has to make do with what this one leaves of a share of a GPU."""
+    share = os.environ.get(_SHARE)
+    if share is None:
+        return {}
+    taken = int(share) - gpu_allowance(int(share)) + torch.cuda.memory_reserved()
+    left = int(share) - taken
+    if left < _LEAST_SHARE:
+        raise LibraryError(
+            f"gpu_memory leaves {max(0, left) >> 20} MiB to compile in, {_LEAST_SHARE >> 20} are needed"
+        )
+    return {_SHARE: str(left)}
+
+
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -148,6 +171,8 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         folder.mkdir()
         if order.device == "cuda":
+            if _SHARE in os.environ:
+                keep_to_share(int(os.environ[_SHARE]))
             programs = in_process(order, folder, keeping=True)
         else:
             programs = _into_libraries(order, folder)

@@ -9,8 +9,10 @@ import torch
 
 from orchestrator.contract import EnvContext, gpu_allowance
 from trainer import memory
+from trainer.compiling import share_left
 from trainer.config import TrainerConfig
 from trainer.device import choose_hardware
+from trainer.library import LibraryError
 
 GIB = 2**30
 
@@ -65,3 +67,24 @@ def test_too_little_memory_names_the_share() -> None:
     assert told is not None
     assert told.startswith("this run's share is gpu_memory: 6.00GiB. CUDA out of memory. Tried to allocate")
     assert memory.gpu_shortage(error) == "CUDA out of memory. Tried to allocate 1.00 GiB"
+
+
+@pytest.mark.parametrize(("share", "taken", "left"), [(6, 2.0, 3.5), (24, 0.0, 23.5), (2, 0.5, 1.0)])
+def test_compiling_makes_do_with_what_training_leaves_of_a_share(
+    monkeypatch: pytest.MonkeyPatch, share: int, taken: float, left: float
+) -> None:
+    monkeypatch.setenv("ORCH_GPU_MEMORY", str(share * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: int(taken * GIB))
+    assert share_left() == {"ORCH_GPU_MEMORY": str(int(left * GIB))}
+
+
+def test_a_share_that_is_used_up_is_not_compiled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCH_GPU_MEMORY", str(2 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: GIB)
+    with pytest.raises(LibraryError, match="gpu_memory leaves 512 MiB to compile in, 1024 are needed"):
+        share_left()
+
+
+def test_without_a_share_compiling_is_not_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORCH_GPU_MEMORY", raising=False)
+    assert share_left() == {}

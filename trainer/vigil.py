@@ -112,5 +112,5 @@ def _listen(address: str, key: bytes) -> Listener:
 
 def _accept(listener: Listener) -> Connection:
     while True:
-        with suppress(AuthenticationError, EOFError, OSError):  # not one of us
+        with suppress(AuthenticationError, EOFError, ConnectionError):  # not one of us
             return listener.accept()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,9 +23,9 @@ from benchmarks.programs import GATE, gated, seeded, whole_loss
 from benchmarks.serving import Pacer, Slice
 from benchmarks.svg import HEIGHT, WIDTH, Line, Plot, render, ticks
 from benchmarks.to_loss import reached_row, seconds, until
-from benchmarks.trainer_parity import Plan, Run, loss_rows, spread_row
+from benchmarks.trainer_parity import NANOGPT, OURS, TF32, Plan, Run, loss_rows, places, spread_row, train_all
 from benchmarks.trainer_vs_nanogpt import case_rows, parse_setting, sized
-from benchmarks.workers import Worker, WorkerError
+from benchmarks.workers import Bench, Worker, WorkerError
 
 SMALL = next(case for case in CASES if case.name == "cpu-small-fp32")
 TRAIN_PY = """
@@ -288,3 +289,36 @@ def test_results_are_json_with_the_machine(tmp_path: Path) -> None:
     assert content["machine"]["torch"] == torch.__version__
     assert [r["value"] for r in content["rows"]] == [None, 2.0]
     assert content["rows"][1]["spread"] == 1.0
+
+
+def test_runs_are_spread_over_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path, tmp_path, 1, polite_peer=False)
+    assert [place.gpu for place in places(bench, 2, None)] == [None, None]
+    benches = places(bench, 2, 3)
+    assert [place.gpu for place in benches] == [0, 1, 2, 0, 1, 2]
+    busy: list[int | None] = []
+    most: list[int] = []
+
+    def train(place: Bench, plan: Plan, program: str, dtype: str, seed: int) -> Run:
+        busy.append(place.gpu)
+        most.append(busy.count(place.gpu))
+        time.sleep(0.01)
+        busy.remove(place.gpu)
+        return Run(program, dtype, seed, [(1, 1.0)], 0.0)
+
+    monkeypatch.setattr("benchmarks.trainer_parity.train", train)
+    plan = Plan("gpu", "cuda", {}, ["float32"], list(range(12)), 1, compiled_peer=True)
+    kept: list[Run] = []
+    train_all(benches[:3], plan, plan.runs(), kept.append)
+    assert sorted((run.program, run.seed) for run in kept) == sorted((p, seed) for p, _, seed in plan.runs())
+    assert set(most) == {1}
+
+
+def test_nanogpts_own_fp32_on_a_gpu_is_shown_without_a_goal() -> None:
+    plan = Plan("gpu", "cuda", {}, ["float32"], [1, 2], 1, compiled_peer=True, tf32=True)
+    assert [run[:2] for run in plan.runs()][:3] == [(OURS, "float32"), (NANOGPT, "float32"), (NANOGPT, TF32)]
+    values = {(OURS, "float32"): 1.0, (NANOGPT, "float32"): 1.1, (NANOGPT, TF32): 1.2}
+    runs = [Run(p, d, seed, [(5, values[p, d] + seed)], 0.0) for p, d, seed in plan.runs()]
+    final, best, beside, _ = loss_rows(plan, runs)
+    assert (final.peer_value, final.met, best.met) == (pytest.approx(2.6), True, True)
+    assert (beside.peer_value, beside.met, beside.goal) == (pytest.approx(2.7), None, "")

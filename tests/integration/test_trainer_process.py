@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -234,6 +235,35 @@ def test_a_gpu_that_was_not_granted(
     monkeypatch.setenv("ORCH_DEVICE", "cpu")
     assert main(["--set", "device=cuda"]) == EXIT_USER_ERROR
     assert "granted no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_rank_sees_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "3,5"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["--set", "device=cuda"]) == EXIT_USER_ERROR
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+def test_a_process_that_cannot_leave_its_ranks_ends_at_once() -> None:
+    """Here a thread that does not end stands for NCCL."""
+    program = (
+        "import sys, threading, time; import trainer.__main__ as command; from trainer import ranks\n"
+        "ranks._on_gpus.add(object())\n"
+        "threading.Thread(target=time.sleep, args=[600]).start()\n"
+        "print('said', end='')\n"
+        "command._end(76)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=clean_env(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (76, "said"), done.stderr
 
 
 @pytest.mark.usefixtures("_signals")

@@ -46,10 +46,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of one rank."""
-    folder = tmp_path_factory.mktemp("alone")
-    done = run_trainer(arguments(text, folder), OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
-    return folder
+    return by_itself(text, tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +61,13 @@ def arguments(text: Path, folder: Path, **settings: Any) -> list[str]:
     config = folder / "config.json"
     config.write_text(json.dumps({**TINY, **SETTINGS, "dataset": str(text), **settings}))
     return ["--config", str(config), "--out", str(folder / "out")]
+
+
+def by_itself(text: Path, folder: Path) -> Path:
+    """One rank of the trainer on a processor, to its end."""
+    done = run_trainer(arguments(text, folder), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from orchestrator.contract import EXIT_LOST_RANK, EXIT_SAVED
-from tests.integration.test_trainer_ranks import LONG, arguments, assert_alike, gang, together
+from tests.integration.test_trainer_ranks import LONG, arguments, assert_alike, by_itself, gang, together
 from tests.support import wait_until
 from tests.unit.trainer.support import run_trainer, trainer_command, write_text
 from trainer import checkpoint
@@ -31,10 +31,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of one rank on a processor."""
-    folder = tmp_path_factory.mktemp("alone")
-    done = run_trainer(arguments(text, folder), OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
-    return folder
+    return by_itself(text, tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")

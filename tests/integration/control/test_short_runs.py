@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,10 +16,8 @@ from tests.integration.control.test_sight import Setting
 
 @pytest.fixture
 def it(tmp_path: Path) -> Iterator[Setting]:
-    setting = Setting(tmp_path)
-    yield setting
-    setting.controller.loop.launching.stop()
-    setting.controller.probes.close()
+    with closing(Setting(tmp_path)) as setting:
+        yield setting
 
 
 def test_they_have_begun_when_they_ended(it: Setting) -> None:

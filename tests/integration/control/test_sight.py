@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +32,10 @@ class Setting:
         self.gateway = PaperGateway()
         self.controller = build(folder, self.gateway, self.clock)
         self.fleet = [node("laptop"), node("gpu")]
+
+    def close(self) -> None:
+        self.controller.loop.launching.stop()
+        self.controller.probes.close()
 
     def pass_(self, seconds: float = 0.0) -> None:
         self.clock.at += seconds
@@ -79,10 +84,8 @@ class Setting:
 
 @pytest.fixture
 def it(tmp_path: Path) -> Iterator[Setting]:
-    setting = Setting(tmp_path)
-    yield setting
-    setting.controller.loop.launching.stop()
-    setting.controller.probes.close()
+    with closing(Setting(tmp_path)) as setting:
+        yield setting
 
 
 def test_a_sleeping_machine_costs_nothing_and_its_run_goes_on(it: Setting) -> None:

@@ -33,8 +33,7 @@ def it(tmp_path: Path) -> Iterator[Setting]:
     setting = Setting(tmp_path)
     setting.pass_()
     yield setting
-    setting.controller.loop.launching.stop()
-    setting.controller.probes.close()
+    setting.close()
 
 
 def submit(it: Setting, key: str = "k", **values: Any) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from orchestrator.contract import EnvContext, gpu_allowance
 from trainer import memory
-from trainer.compiling import share_left
+from trainer.compiling import Compiler, share_left
 from trainer.config import TrainerConfig
 from trainer.device import choose_hardware
 from trainer.library import LibraryError
+from trainer.orders import Order
 
 GIB = 2**30
 
@@ -88,3 +90,19 @@ def test_a_share_that_is_used_up_is_not_compiled_in(monkeypatch: pytest.MonkeyPa
 def test_without_a_share_compiling_is_not_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ORCH_GPU_MEMORY", raising=False)
     assert share_left() == {}
+
+
+def test_the_compiler_is_told_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, str]] = []
+
+    def refuse(*arguments: Any, env: dict[str, str], **options: Any) -> None:
+        told.append(env)
+        raise OSError("no")
+
+    monkeypatch.setenv("ORCH_GPU_MEMORY", str(6 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: GIB)
+    monkeypatch.setattr("trainer.compiling.subprocess.Popen", refuse)
+    for device in ("cuda", "cpu"):
+        with pytest.raises(LibraryError, match="cannot start the compiler: no"):
+            Compiler(cast(Order, SimpleNamespace(device=device)))
+    assert [env["ORCH_GPU_MEMORY"] for env in told] == [str(9 * GIB // 2), str(6 * GIB)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from tests.unit.trainer.support import start, tiny, write_text
+from trainer import compiling
 from trainer.compiled import order_for
 from trainer.library import LibraryError
 from trainer.orders import Order, Programs, Sources
@@ -103,3 +105,17 @@ def test_without_memory_for_both_it_is_called_only(case: Case) -> None:
     programs = Programs(lambda *_: called.append("gradient"), lambda *_: called.append("update"))
     verify(case.order, sources, programs)
     assert called == ["gradient", "update"]
+
+
+def test_what_is_wrong_is_not_kept(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiling process, whose compiler does not write gradients."""
+    wrong = Programs(lambda *_: None, case.sources.update)
+    monkeypatch.setenv("ORCH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiling, "_into_libraries", lambda order, folder: wrong)
+    monkeypatch.setattr(compiling, "_end_with_parent", lambda: None)
+    monkeypatch.setattr("os.nice", lambda more: None)
+    order = case.order.model_dump_json().encode() + b"\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(order)))
+    with pytest.raises(LibraryError, match="the compiled gradient is another"):
+        compiling.main()
+    assert compiling.load(case.order, 1) is None

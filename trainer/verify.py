@@ -71,12 +71,10 @@ def verify(order: Order, sources: Sources, programs: Programs) -> None:
 
 def gradient(sources: Sources, program: Program) -> Computed:
     """The loss, and the gradient of each tensor, as the program computes them."""
-    sources.row.zero_()
-    found = [{"the loss": sources.row[sources.layout.size :]}, sources.layout.views(sources.row)]
-    for tensor in (tensor for group in found for tensor in group.values()):
-        tensor.fill_(torch.nan)  # what is not written shows
+    sources.row.zero_()  # what is not written shows
     torch.manual_seed(1)  # of the GPU too: PyTorch's attention draws its dropout there
     program(*sources.gradient_arguments)
+    found = [{"the loss": sources.row[sources.layout.size :]}, sources.layout.views(sources.row)]
     return [{name: tensor.clone() for name, tensor in group.items()} for group in found]
 
 

@@ -17,7 +17,7 @@ from benchmarks.curves import Curve
 from benchmarks.svg import COLOURS, Band, Line, Plot, render
 
 NAMES = {"ours": "trainer", "nanogpt": "nanoGPT"}
-SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "tf32": "TF32"}
 HEADROOM = 0.25
 """Nats above the lowest loss that the plot shows, as a share of that loss."""
 

@@ -10,6 +10,8 @@ from xml.sax.saxutils import escape
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 44, 52
 COLOURS = ("#1f6fb4", "#d1492b", "#2f8f4e", "#7b4fa3", "#8a6d1d", "#4a4a4a")
+LEGEND_LINE, LETTER = 17, 6.6
+"""Height of a line of the legend, about the width of a letter."""
 INK, GRID, PAPER = "#222222", "#dddddd", "#ffffff"
 
 Points = Sequence[tuple[float, float]]
@@ -72,7 +74,7 @@ def render(plot: Plot) -> str:
         parts.append(_path([(x, TOP), (x, HEIGHT - BOTTOM)], INK, 1, dashed=True))
     for line in plot.lines:
         parts.append(_path([scale.place(point) for point in line.points], line.colour, 1.6, line.dashed))
-    parts += ["</g>", *_legend(plot), "</svg>"]
+    parts += ["</g>", *_legend(plot, scale), "</svg>"]
     return "\n".join(parts) + "\n"
 
 
@@ -129,19 +131,37 @@ def _frame(plot: Plot, scale: _Scale) -> list[str]:
     return [*parts, turned + _text(0, 0, plot.y_label, "middle") + "</g>"]
 
 
-def _legend(plot: Plot) -> list[str]:
-    """Names of bands and lines, at the top right."""
+def _legend(plot: Plot, scale: _Scale) -> list[str]:
+    """Names of bands and lines, at the top where they hide least."""
+    bands = [band for band in plot.bands if band.label]
+    if not bands and not plot.lines:
+        return []
+    x = _free_place(plot, scale, [*(b.label for b in bands), *(line.label for line in plot.lines)])
     parts, y = [], TOP + 14
-    x = WIDTH - RIGHT - 250
-    for band in (band for band in plot.bands if band.label):
+    for band in bands:
         parts.append(f'<rect x="{x}" y="{y - 9}" width="24" height="10" fill="{band.colour}" opacity="0.2"/>')
         parts.append(_text(x + 32, y, band.label))
-        y += 17
+        y += LEGEND_LINE
     for line in plot.lines:
         parts += [_path([(x, y - 4), (x + 24, y - 4)], line.colour, 2, line.dashed)]
         parts.append(_text(x + 32, y, line.label))
-        y += 17
+        y += LEGEND_LINE
     return parts
+
+
+def _free_place(plot: Plot, scale: _Scale, labels: Sequence[str]) -> float:
+    """Where a legend begins that covers the fewest points: right, left or in the middle."""
+    width = 32 + max(map(len, labels)) * LETTER
+    right = WIDTH - RIGHT - width
+    points = [point for line in plot.lines for point in line.points]
+    points += [point for band in plot.bands for point in (*band.low, *band.high)]
+    places = [scale.place(point) for point in points]
+    bottom = TOP + 14 + len(labels) * LEGEND_LINE
+
+    def covered(left: float) -> int:
+        return sum(left <= x <= left + width and TOP <= y <= bottom for x, y in places)
+
+    return min((right, LEFT + 16.0, (LEFT + right) / 2), key=covered)
 
 
 def _band(band: Band, scale: _Scale) -> str:

@@ -256,6 +256,20 @@ def test_a_plot_is_xml_and_its_curves_lie_on_the_paper() -> None:
         render(Plot("empty", "step", "nats", []))
 
 
+@pytest.mark.parametrize(
+    ("ys", "third"), [([3, 2, 1], 2), ([1, 2, 3], 0), ([3, 1, 3], 1)], ids=["falls", "rises", "both"]
+)
+def test_a_legend_stands_where_the_curve_is_not(ys: list[float], third: int) -> None:
+    curve = [
+        (x / 10, ys[x // 10] + (ys[min(x // 10 + 1, 2)] - ys[x // 10]) * (x % 10) / 10) for x in range(21)
+    ]
+    lines = [Line(f"one of six runs, number {n}", curve, "#123456") for n in range(6)]
+    root = ET.fromstring(render(Plot("a", "step", "nats", lines)))
+    texts = root.iter("{http://www.w3.org/2000/svg}text")
+    begins = {float(text.get("x", "")) for text in texts if "one of six" in (text.text or "")}
+    assert [int(x * 3 / WIDTH) for x in begins] == [third]
+
+
 def test_plots_show_medians_and_ranges_of_the_runs() -> None:
     runs = [
         {

@@ -16,7 +16,7 @@ from trainer import compiling
 from trainer.compiled import order_for
 from trainer.library import LibraryError
 from trainer.orders import Order, Programs, Sources
-from trainer.verify import verify
+from trainer.verify import coarsest, verify
 
 
 @dataclass
@@ -94,6 +94,13 @@ def test_an_update_that_is_another_is_named(case: Case, changed: int) -> None:
     kind = {0: "", 2: "first moment of ", 3: "second moment of "}[changed]
     with pytest.raises(LibraryError, match=f"the compiled update is another than the model's for {kind}"):
         case.verify(update=update)
+
+
+def test_muons_steps_are_in_bf16_on_a_gpu(case: Case) -> None:
+    on_gpu = case.order.model_copy(update={"device": "cuda"})
+    fast = on_gpu.settings["recipe"] == "fast"
+    assert coarsest(on_gpu, "update") == ("bfloat16" if fast else "float32")
+    assert coarsest(on_gpu, "gradient") == coarsest(case.order, "update") == "float32"
 
 
 def test_without_memory_for_both_it_is_called_only(case: Case) -> None:

@@ -9,7 +9,7 @@ attention       on a GPU a kernel of our own where it is installed, see :mod:`tr
                 matrix products, because the backward of PyTorch's bf16 kernel is slow there
 add_norm, mlp   on a GPU kernels of our own: residual, dropout and norm in one, activation within a product
 embedding       the gradient of a small table is a matrix product with one-hot rows: atomic additions to few
-                rows are slow, and their order differs from run to run
+                rows are slow, and their order differs from run to run; filled up as logits on a GPU
 gelu            on a CPU with its derivative computed in the forward pass
 logits          on a GPU with the vocabulary filled up to a multiple of 8, which its matrix units want
 ==============  ==========================================================================================
@@ -30,7 +30,8 @@ from trainer.dropout import keep_mask, stored
 
 _ONE_HOT_ROWS = 1024
 """Largest table whose gradient is a matrix product."""
-_LOGITS_MULTIPLE = 8
+_MULTIPLE = 8
+"""Of rows and columns that a GPU's matrix units want."""
 _QUERIES = 64
 """Of attention on a CPU that are computed at once."""
 _EPSILON = 1e-5
@@ -134,9 +135,9 @@ def embedding(rows: Tensor, table: Tensor) -> Tensor:
 def logits(x: Tensor, weight: Tensor) -> Tensor:
     """x (…, C) times the transpose of weight (V, C)."""
     V = weight.shape[0]
-    if not _inside or x.device.type != "cuda" or V % _LOGITS_MULTIPLE == 0:
+    if not _inside or x.device.type != "cuda" or V % _MULTIPLE == 0:
         return F.linear(x, weight)
-    return F.linear(x, F.pad(weight, (0, 0, 0, -V % _LOGITS_MULTIPLE)))[..., :V]
+    return F.linear(x, F.pad(weight, (0, 0, 0, -V % _MULTIPLE)))[..., :V]
 
 
 def self_attention(heads: Tensor, p: float) -> Tensor:
@@ -242,6 +243,7 @@ class _Embedding(torch.autograd.Function):
         (rows,) = ctx.saved_tensors
         (gradient,) = gradients
         flat = gradient.reshape(-1, gradient.shape[-1]).to(ctx.dtype)
-        places = torch.arange(ctx.size, device=rows.device)
+        filled = ctx.size + (-ctx.size % _MULTIPLE if rows.device.type == "cuda" else 0)
+        places = torch.arange(filled, device=rows.device)
         one_hot = (rows.reshape(-1, 1) == places).to(flat.dtype)  # (rows, R)
-        return None, (one_hot.T @ flat).to(gradient.dtype), None
+        return None, (one_hot.T @ flat)[: ctx.size].to(gradient.dtype), None

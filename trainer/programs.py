@@ -53,8 +53,8 @@ def gradient_program(
     this part's share of the loss.
 
     `out` is :func:`destinations` of a row (P + TAIL,). The row becomes its share of the gradient of the whole
-    batch's mean loss, and of that loss. With `part.adds` it is added to the row where `keep` is 1, and
-    replaces it where `keep` is 0.
+    batch's mean loss, and of that loss; what lies between tensors stays. With `part.adds` it is added to the
+    row where `keep` is 1, and replaces it where `keep` is 0.
     """
     T = config.block_size
     scale = 1.0 / (part.units * part.ranks)
@@ -74,9 +74,6 @@ def gradient_program(
             loss: Tensor = functional_call(model, named, (x, y))[1]
         return loss * scale
 
-    def loss_of_flat(weights: Tensor, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-        return loss_of(operands(weights), x, y, noise)
-
     def gradient(
         weights: Tensor, tokens: Tensor, starts: Tensor, noise: Tensor, keep: Tensor, *out: Tensor
     ) -> Tensor:
@@ -84,26 +81,22 @@ def gradient_program(
         sequences = tokens[starts[:, None] + window].long()
         x, y = sequences[:, :-1], sequences[:, 1:]
         loss: Tensor
-        if len(out) == 1:
-            flat, loss = grad_and_value(loss_of_flat)(weights, x, y, noise)
-            shares = [torch.cat([flat, loss.expand(TAIL)])]
-        else:
-            named, loss = grad_and_value(loss_of)(operands(weights), x, y, noise)
-            shares = [*(named[name] for name in layout.places), loss.expand(TAIL)]
-        for place, share in zip(out, shares, strict=True):
-            place.copy_(torch.where(keep > 0, place, 0.0) + share if part.adds else share)
+        named, loss = grad_and_value(loss_of)(operands(weights), x, y, noise)
+        shares = [*(named[name] for name in layout.places), loss.expand(TAIL)]
+        if part.adds:
+            shares = [torch.where(keep > 0, p, 0.0) + share for p, share in zip(out, shares, strict=True)]
+        torch._foreach_copy_(list(out), shares)  # on a GPU by one kernel
         return loss
 
     return gradient
 
 
 def destinations(layout: Layout, row: Tensor) -> tuple[Tensor, ...]:
-    """Where a gradient program writes: the whole row, on a CPU a view of it for each tensor and for the loss.
+    """Where a gradient program writes: views of a row for each tensor and for the loss.
 
-    A CPU's compiler would join the tensors first and then copy them.
+    The gradient of all weights as one tensor would be filled with zeros, joined and copied by the compiler:
+    two kernels for each on a GPU.
     """
-    if row.device.type != "cpu":
-        return (row,)
     return (*layout.views(row).values(), row[layout.size :])
 
 

@@ -22,7 +22,7 @@ LOG2_E = 1.4426950408889634
 
 # (rows of a program, columns of one turn of its loop, warps, stages), by D; blocks shrink to fit T.
 FORWARD = {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (128, 64, 8, 2)}
-BACKWARD = {16: (64, 64, 4, 2), 32: (64, 32, 4, 2), 64: (64, 32, 4, 3), 128: (32, 32, 4, 2)}
+BACKWARD = {16: (64, 64, 4, 2), 32: (64, 32, 4, 2), 64: (64, 32, 4, 1), 128: (32, 32, 4, 2)}
 SMALLEST_BLOCK = 16
 
 

@@ -4,6 +4,7 @@ Shapes: M = B * T rows, C channels, F = 4 C between the matrices. The activation
 squared. Products other than these two are left to PyTorch.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op
 from torch.nn import functional as F
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-FORWARD = (128, 128, 64, 8, 3)
-BACKWARD = (64, 128, 64, 4, 3)
-"""Rows, columns and depth of a block, warps, stages."""
+LAUNCH = (128, 128, 64, 8, 3)
+"""Rows, columns and depth of a block (in bf16; half as deep in fp32), warps, stages."""
 GROUP = 8
 """Blocks of rows that are computed together, so that they find what they read in the cache."""
 DEPTH_MULTIPLE = 16
@@ -68,34 +69,56 @@ def _block(M, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr)
 
 
 @triton.jit
+def _finish(acc, pre, out, row, column, BACKWARD: tl.constexpr, SQUARED: tl.constexpr):
+    """Apply the activation or its derivative to a block of products, and store it."""
+    if BACKWARD:
+        acc *= _slope(pre.load([row, column]).to(tl.float32), SQUARED)
+    else:
+        rounded = acc.to(pre.dtype)
+        pre.store([row, column], rounded)
+        acc = _activation(rounded.to(tl.float32), SQUARED)
+    out.store([row, column], acc.to(out.dtype))
+
+
+@triton.jit
 def _kernel(
     x, w, pre, out, M, N, K, BACKWARD: tl.constexpr, SQUARED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Forward: pre = x w^T, out = activation(pre), w (N, K). Backward: out = x w * slope(pre), w (K, N)."""
+    """Forward: pre = x w^T, out = activation(pre), w (N, K). Backward: out = x w * slope(pre), w (K, N).
+
+    All four are descriptors: what lies outside of a matrix is read as zeros and not written.
+    """
     row, column = _block(M, N, ROWS, COLUMNS, GROUP)
-    rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
-    depth = tl.arange(0, DEPTH)
-    x_places = x + (rows % M).to(tl.int64)[:, None] * K + depth[None, :]
-    if BACKWARD:
-        w_places = w + depth[:, None] * N + (columns % N)[None, :]
-    else:
-        w_places = w + (columns % N)[:, None] * K + depth[None, :]
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for _ in range(0, K, DEPTH):
-        left, right = tl.load(x_places), tl.load(w_places)
-        acc = tl.dot(left, right if BACKWARD else tl.trans(right), acc)
-        x_places += DEPTH
-        w_places += DEPTH * N if BACKWARD else DEPTH
-    places = rows.to(tl.int64)[:, None] * N + columns[None, :]
-    mask = (rows < M)[:, None] & (columns < N)[None, :]
-    if BACKWARD:
-        acc *= _slope(tl.load(pre + places, mask=mask, other=0.0).to(tl.float32), SQUARED)
-    else:
-        rounded = acc.to(pre.dtype.element_ty)
-        tl.store(pre + places, rounded, mask=mask)
-        acc = _activation(rounded.to(tl.float32), SQUARED)
-    tl.store(out + places, acc.to(out.dtype.element_ty), mask=mask)
+    for k in range(0, K, DEPTH):
+        if BACKWARD:
+            acc = tl.dot(x.load([row, k]), w.load([k, column]), acc)
+        else:
+            acc = tl.dot(x.load([row, k]), tl.trans(w.load([column, k])), acc)
+    halves = tl.permute(tl.reshape(acc, (ROWS, 2, COLUMNS // 2)), (0, 2, 1))
+    left, right = tl.split(halves)  # less shared memory, so that two programs fit
+    _finish(left, pre, out, row, column, BACKWARD, SQUARED)
+    _finish(right, pre, out, row, column + COLUMNS // 2, BACKWARD, SQUARED)
+
+
+def _launch(
+    x: Tensor, w: Tensor, pre: Tensor, out: Tensor, backward: bool, squared: bool, chosen: Sequence[int]
+) -> None:
+    (M, N), K = out.shape, x.shape[1]
+    rows, columns, depth, warps, stages = chosen
+    depth = _depth(K, depth * 2 // x.element_size())
+    whole = [depth, columns] if backward else [columns, depth]
+    half = [rows, columns // 2]
+    _kernel[(triton.cdiv(M, rows) * triton.cdiv(N, columns),)](
+        _described(x, [rows, depth]), _described(w, whole), _described(pre, half), _described(out, half),
+        M, N, K, BACKWARD=backward, SQUARED=squared,
+        ROWS=rows, COLUMNS=columns, DEPTH=depth, GROUP=GROUP, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+
+
+def _described(matrix: Tensor, block: list[int]) -> TensorDescriptor:
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), block)
 
 
 def _depth(K: int, largest: int) -> int:
@@ -114,14 +137,9 @@ def mlp_forward(
 
     `launch` overrides rows, columns, depth, warps, stages.
     """
-    (M, K), N = x.shape, weight.shape[0]
-    rows, columns, depth, warps, stages = launch or FORWARD
-    pre = torch.empty((M, N), dtype=x.dtype, device=x.device)
-    out = torch.empty((M, N), dtype=x.dtype, device=x.device)
-    _kernel[(triton.cdiv(M, rows) * triton.cdiv(N, columns),)](
-        x, weight, pre, out, M, N, K, BACKWARD=False, SQUARED=squared,
-        ROWS=rows, COLUMNS=columns, DEPTH=_depth(K, depth), GROUP=GROUP, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+    pre = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+    out = torch.empty_like(pre)
+    _launch(x, weight, pre, out, False, squared, launch or LAUNCH)
     return pre, out
 
 
@@ -133,13 +151,8 @@ def mlp_backward(
 
     `launch` overrides rows, columns, depth, warps, stages.
     """
-    (M, K), N = dz.shape, weight.shape[1]
-    rows, columns, depth, warps, stages = launch or BACKWARD
     dpre = torch.empty_like(pre)
-    _kernel[(triton.cdiv(M, rows) * triton.cdiv(N, columns),)](
-        dz, weight, pre, dpre, M, N, K, BACKWARD=True, SQUARED=squared,
-        ROWS=rows, COLUMNS=columns, DEPTH=_depth(K, depth), GROUP=GROUP, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+    _launch(dz, weight, pre, dpre, True, squared, launch or LAUNCH)
     return dpre
 
 

@@ -19,8 +19,10 @@ from trainer.kernels.hashing import dropout_key, kept, row_key, sequence_number
 EPSILON = 1e-5
 FORWARD = (8, 8)
 """Rows of a program, warps."""
-BACKWARD = (2, 2, 1024)
+BACKWARD = (1, 1, 2112)
 """Rows of one turn of a program, warps, programs."""
+SUM = (256, 8, 8)
+"""Rows and columns of one turn of a program that adds up theirs, warps."""
 
 
 @triton.jit
@@ -174,6 +176,30 @@ def _backward_kernel(
         tl.store(dbias + first + right, tl.sum(right_bias, 0), mask=right_valid)
 
 
+@triton.jit
+def _sum_kernel(parts, total, N, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Each program adds up some columns of parts (N, C)."""
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, N, ROWS):
+        rows = start + tl.arange(0, ROWS)
+        mask = (rows < N)[:, None] & (columns < C)[None, :]
+        acc += tl.load(parts + rows[:, None] * C + columns[None, :], mask=mask, other=0.0)
+    tl.store(total + columns, tl.sum(acc, 0), mask=columns < C)
+
+
+def _summed(parts: Tensor) -> Tensor:
+    """The sum (C) of parts (N, C). PyTorch's takes three times as long for as few columns."""
+    N, C = parts.shape
+    total = torch.empty(C, dtype=torch.float32, device=parts.device)
+    rows, columns, warps = SUM
+    if C:
+        _sum_kernel[(triton.cdiv(C, columns),)](
+            parts, total, N, C, ROWS=rows, COLUMNS=columns, num_warps=warps
+        )
+    return total
+
+
 def _pieces(C: int) -> tuple[int, int]:
     """Two powers of two that hold a row: 384 in 256 + 128, 512 in 256 + 256, 400 in 256 + 256."""
     head = 1 << (C - 1).bit_length() - 1
@@ -249,7 +275,7 @@ def norm_backward(
         HAS_Z=has_z, HAS_DH2=dh2 is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=has_bias,
         CENTRED=centred, ROWS=rows, num_warps=warps,
     )  # fmt: skip
-    return dh, dz, dweight.sum(0), dbias.sum(0)
+    return dh, dz, _summed(dweight), _summed(dbias)
 
 
 @norm_forward.register_fake

@@ -10,10 +10,9 @@ import torch
 
 from trainer.config import TrainerConfig
 from trainer.in_process import in_process
-from trainer.library import LibraryError
 from trainer.orders import Order, Sources, machine, settings_of, versions
 from trainer.programs import Part
-from trainer.verify import Tolerance, apart, coarsest, fill, gradient, update, verify
+from trainer.verify import Tolerance, apart, coarsest, fill, gradient, update
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -65,15 +64,3 @@ def test_each_tensor(tmp_path: Path, recipe: str, shape: dict[str, Any], dtype: 
         wrong = [n for pair in gradients for n in apart(*pair, STRICT[coarsest(order, "gradient")])]
         wrong += [n for pair in updates for n in apart(*pair, STRICT[coarsest(order, "update")])]
     assert wrong == []
-
-
-def test_a_fault_of_the_compiler_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that is worked around, where this PyTorch has it."""
-    monkeypatch.setattr("trainer.in_process._CORRECTLY", {})
-    config = TrainerConfig.model_validate({**LARGE, "n_layer": 2, "dropout": 0.2})
-    order = order_of(config, "float32", False)
-    programs = in_process(order, tmp_path)
-    with pytest.raises(
-        LibraryError, match=r"the compiled gradient is another than the model's for h\.\d\.ln_"
-    ):
-        verify(order, Sources.of(order), programs)

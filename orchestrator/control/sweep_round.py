@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from orchestrator.clock import Clock
 from orchestrator.control.ids import new_id
-from orchestrator.control.live_sweep import LiveSweep, Searching, Told
+from orchestrator.control.live_sweep import LiveSweep, Searching, Suggested, Told
 from orchestrator.control.measured import OWN_METRICS
 from orchestrator.control.origin import Origin
 from orchestrator.domain import trials as judging
@@ -26,6 +27,11 @@ from orchestrator.store.ledger import Ledger, Transaction
 from orchestrator.store.spool import Spool
 
 _MOST_POINTS = 1_000_000
+
+Question = Callable[[], Suggested | None]
+"""Asks a sampler for a point, which can take seconds. It touches nothing of the round."""
+Round = Generator[Question, Suggested | None, None]
+_Next = tuple[int, int, dict[str, Any], dict[str, Any]]
 
 
 class SweepRound:
@@ -58,8 +64,8 @@ class SweepRound:
         live.runs = {trial.run_id: ledger.run(trial.run_id) for trial in live.open}
         return live
 
-    def make(self, live: LiveSweep, changed: dict[str, RunRecord]) -> None:
-        """One round."""
+    def make(self, live: LiveSweep, changed: dict[str, RunRecord]) -> Round:
+        """One round. It yields the questions for new points, and wants to be sent the answers."""
         if live.stale:
             with self._ledger.read() as ledger:
                 fresh = self.live(ledger, ledger.sweeps.get(live.sweep.id))
@@ -67,7 +73,7 @@ class SweepRound:
         live.runs |= {run_id: run for run_id, run in changed.items() if run_id in live.runs}
         self._settle(live)
         if live.sweep.state == SweepState.RUNNING and not self._draining():
-            self._go_on(live)
+            yield from self._go_on(live)
 
     # ---- what runs have done
 
@@ -125,7 +131,7 @@ class SweepRound:
 
     # ---- what follows
 
-    def _go_on(self, live: LiveSweep) -> None:
+    def _go_on(self, live: LiveSweep) -> Round:
         spec, history = live.sweep.spec, live.history
         if judging.hopeless(history):
             last = max((t for t in history if t.message), key=lambda t: t.number, default=None)
@@ -138,7 +144,7 @@ class SweepRound:
             return
         self._compare(live)
         while self._slots(live) > 0 and self._more(live):
-            self._begin(live)
+            yield from self._begin(live)
         if not live.open and not self._more(live):
             best = next(iter(judging.standings(history, spec.objective, spec.repeat)), None)
             self._finish(live, SweepState.FINISHED, "" if best else "no trial came to its end with a value")
@@ -226,10 +232,10 @@ class SweepRound:
 
     # ---- new trials
 
-    def _begin(self, live: LiveSweep) -> None:
+    def _begin(self, live: LiveSweep) -> Round:
         """Record the next trial and its run."""
         spec, number = live.sweep.spec, len(live.trials)
-        found = self._next(live)
+        found = yield from self._next(live)
         if found is None:
             live.exhausted = True
             return
@@ -264,13 +270,13 @@ class SweepRound:
         self._told.trial_begun(live.sweep, trial, run)
         self._wake()
 
-    def _next(self, live: LiveSweep) -> tuple[int, int, dict[str, Any], dict[str, Any]] | None:
+    def _next(self, live: LiveSweep) -> Generator[Question, Suggested | None, _Next | None]:
         """Point, repetition, values and what the sampler keeps of the next trial; None: there is none."""
         last = live.trials[len(live.trials) - 1] if live.trials else None
         if last is not None and last.repeat + 1 < live.sweep.spec.repeat:
             return last.point, last.repeat + 1, last.params, last.attrs
         point = live.points
-        suggestion = live.search.ask(live.history, point)
+        suggestion = yield partial(live.search.ask, live.history, point)
         return None if suggestion is None else (point, 0, suggestion.params, suggestion.attrs)
 
     def _run(self, live: LiveSweep, spec: RunSpec, number: int) -> RunRecord:

@@ -15,8 +15,8 @@ from datetime import timedelta
 
 from orchestrator.clock import Clock
 from orchestrator.control.ids import key_taken, new_id
-from orchestrator.control.live_sweep import LiveSweep, Told
-from orchestrator.control.sweep_round import SweepRound
+from orchestrator.control.live_sweep import LiveSweep, Suggested, Told
+from orchestrator.control.sweep_round import Question, Round, SweepRound
 from orchestrator.domain.records import RunRecord
 from orchestrator.domain.sweeps import SweepRecord, SweepState
 from orchestrator.domain.transitions import cancel
@@ -46,7 +46,7 @@ class Sweeps:
         self._told = told
         self._clock = clock
         self._lock = threading.RLock()
-        """Held by rounds and use cases: they never see each other's half."""
+        """Held by use cases, and by rounds but while a sampler thinks: they never see each other's half."""
         self._live: dict[str, LiveSweep] = {}
         self._changed: dict[str, RunRecord] = {}
         """Runs of trials that have changed since they were last looked at."""
@@ -86,20 +86,19 @@ class Sweeps:
 
     def look(self) -> float | None:
         """One round of every sweep; the pause until the next, None where only news are a reason for one."""
-        pauses: list[float] = []
         with self._lock:
             changed = self._take_changed()
-            for live in list(self._live.values()):
-                pause = self._round(live, changed)
-                if live.settled:
-                    del self._live[live.sweep.id]
-                elif pause is not None:
-                    pauses.append(pause)
-        return min(pauses, default=None)
+            sweeps = list(self._live.values())
+        pauses = [self._round(live, changed) for live in sweeps]
+        return min((pause for pause in pauses if pause is not None), default=None)
 
     def _round(self, live: LiveSweep, changed: dict[str, RunRecord]) -> float | None:
+        making = self._rounds.make(live, changed)
         try:
-            self._rounds.make(live, changed)
+            question = self._go_on(live, making, None)
+            while question is not None:
+                # Without the lock: a Gaussian process thinks for seconds, and nobody has to wait for it.
+                question = self._go_on(live, making, question())
         except OrchError as error:
             log.warning("sweep %s waits: %s", live.sweep.id, error)
             return AGAIN_S
@@ -108,7 +107,23 @@ class Sweeps:
             log.exception("a round of sweep %s failed; the next one tries again", live.sweep.id)
             live.stale = True
             return AGAIN_S
+        with self._lock:
+            if live.settled and self._is_current(live):
+                del self._live[live.sweep.id]
         return LOOK_S if live.must_be_watched else None
+
+    def _go_on(self, live: LiveSweep, making: Round, answer: Suggested | None) -> Question | None:
+        """Go on with a round up to its next question. It ends where a use case has changed the sweep."""
+        with self._lock:
+            if not self._is_current(live):
+                return None
+            try:
+                return making.send(answer)
+            except StopIteration:
+                return None
+
+    def _is_current(self, live: LiveSweep) -> bool:
+        return self._live.get(live.sweep.id) is live
 
     def _follow(self, transaction: Transaction) -> None:
         if not self._live:

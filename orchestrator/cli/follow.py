@@ -7,9 +7,10 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
+from orchestrator.calls import POLL_S
 from orchestrator.cli import common, render
 from orchestrator.cli.screen import LiveScreen, PlainScreen, Screen, path
-from orchestrator.client import POLL_S, Away, Client
+from orchestrator.client import Away, Client
 from orchestrator.clock import SYSTEM
 from orchestrator.domain.states import RunState
 from orchestrator.errors import OrchError

@@ -103,7 +103,7 @@ def ls(
 
     - `orch sweep ls --state running`
     """
-    from orchestrator.client import MOST_RUNS
+    from orchestrator.calls import MOST_RUNS
 
     with connect() as client:
         found = client.sweeps(state or [], MOST_RUNS if all_sweeps else count)

@@ -74,7 +74,7 @@ def ls(
     - `orch ls --state running --state queued`
     - `orch ls --all --json`
     """
-    from orchestrator.client import MOST_RUNS
+    from orchestrator.calls import MOST_RUNS
 
     with connect() as client:
         runs = client.runs(state or [], experiment, MOST_RUNS if all_runs else count)

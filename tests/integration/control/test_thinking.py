@@ -1,4 +1,4 @@
-"""A sampler may think for seconds: nobody waits for it, and what it finds counts for what it was asked for."""
+"""A sampler may think for seconds: nobody waits for it, and answers that come too late are dropped."""
 
 from __future__ import annotations
 

@@ -62,7 +62,8 @@ def _agree(connection: _socket.socket, message: bytes, descriptors: Sequence[int
     packed = b"".join(map(_DESCRIPTOR.pack, descriptors))
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)] if descriptors else []
     sent = connection.sendmsg([message[:_AT_ONCE]], rights)
-    connection.sendall(message[sent:])
+    if sent < len(message):  # sending nothing fails, too, where it has answered and gone
+        connection.sendall(message[sent:])
     answer = connection.recv(4096)
     if not answer.isdigit():
         raise TemplateError(answer.decode(errors="replace") or "the process ended before it began")

@@ -41,7 +41,7 @@ from orchestrator.spec.identity import spec_hash
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.spool import Spool
-from orchestrator.tracking.links import charts_link, compare_link
+from orchestrator.tracking.links import charts_link, compare_link, these_runs
 
 
 class Service:
@@ -150,7 +150,7 @@ class Service:
         mlflow_runs = [mlflow_run for _, mlflow_run in known]
         return {
             "compare": compare_link(self._mlflow_url, experiments, mlflow_runs),
-            "charts": charts_link(self._mlflow_url, experiments[0], mlflow_runs),
+            "charts": charts_link(self._mlflow_url, experiments[0], these_runs(mlflow_runs)),
         }
 
     def cancel(self, ref: str) -> RunView:

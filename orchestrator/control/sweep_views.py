@@ -15,10 +15,10 @@ from orchestrator.messages import RunView
 from orchestrator.messages_sweeps import SweepDetail, SweepUse, SweepView, TrialView
 from orchestrator.store.ledger import Ledger, Transaction
 from orchestrator.store.spool import Spool
-from orchestrator.tracking.links import charts_link, compare_link, run_link
+from orchestrator.tracking.links import charts_link, compare_link, run_link, trials_of
 
-_LINKED = 60
-"""Trials whose pages are linked together: an address must not become too long for a browser."""
+_COMPARED = 10
+"""Of the best trials that MLflow is asked to show side by side: it has a column for each."""
 
 
 class SweepViews:
@@ -120,7 +120,7 @@ class SweepViews:
         )
 
     def _links(self, sweep: SweepRecord, trials: Sequence[TrialRecord]) -> dict[str, str]:
-        """MLflow's pages of the sweep and of its trials, the best first; those that MLflow knows."""
+        """MLflow's pages of the sweep, of all its trials and of the best ones beside each other."""
         if not self._mlflow_url:
             return {}
         base, found = self._mlflow_url, {}
@@ -130,15 +130,15 @@ class SweepViews:
         ranked = [n for s in standings(trials, sweep.spec.objective, sweep.spec.repeat) for n in s.trials]
         by_number = {trial.number: trial for trial in trials}
         ordered = [*ranked, *(trial.number for trial in trials if trial.number not in ranked)]
-        known = [self._spool.mlflow_run(by_number[number].run_id) for number in ordered[:_LINKED]]
+        known = [self._spool.mlflow_run(by_number[number].run_id) for number in ordered[:_COMPARED]]
         runs = [one for one in known if one is not None]
         if runs:
             experiments = list(dict.fromkeys(experiment for experiment, _ in runs))
-            ids = [run_id for _, run_id in runs]
             objective = sweep.spec.objective
             ascending = objective.direction == "minimize"
-            found["charts"] = charts_link(base, experiments[0], ids, objective.metric, ascending=ascending)
-            found["compare"] = compare_link(base, experiments, ids)
+            chosen = trials_of(sweep.id)
+            found["charts"] = charts_link(base, experiments[0], chosen, objective.metric, ascending=ascending)
+            found["compare"] = compare_link(base, experiments, [run_id for _, run_id in runs])
         return found
 
 

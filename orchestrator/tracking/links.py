@@ -29,18 +29,28 @@ def compare_link(base: str, experiment_ids: Sequence[str], run_ids: Sequence[str
 
 
 def charts_link(
-    base: str, experiment_id: str, run_ids: Sequence[str], metric: str = "val/loss", *, ascending: bool = True
+    base: str, experiment_id: str, chosen: str, metric: str = "val/loss", *, ascending: bool = True
 ) -> str:
-    """The chart view of an experiment, restricted to these runs and ordered by the metric's last value.
+    """The chart view of an experiment, restricted to the chosen runs and ordered by the metric's last value.
 
-    In any order but that of their begin MLflow shows children without their parent, and does not fold them.
+    `chosen` is :func:`these_runs` or :func:`trials_of`. In any order but that of their begin MLflow shows
+    children without their parent, and does not fold them.
     """
-    order = quote(f"metrics.`{metric}`", safe="")
-    chosen = quote(f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in run_ids)})", safe="")
+    order = f"orderByKey={quote(f'metrics.`{metric}`', safe='')}&orderByAsc={str(ascending).lower()}"
     return (
-        f"{_root(base)}/experiments/{experiment_id}/runs?{_MODE}&compareRunsMode=CHART&searchFilter={chosen}"
-        f"&orderByKey={order}&orderByAsc={'true' if ascending else 'false'}"
+        f"{_root(base)}/experiments/{experiment_id}/runs?{_MODE}&compareRunsMode=CHART"
+        f"&searchFilter={quote(chosen, safe='')}&{order}"
     )
+
+
+def these_runs(run_ids: Sequence[str]) -> str:
+    """MLflow's filter for some runs."""
+    return f"attributes.run_id IN ({', '.join(map(repr, run_ids))})"
+
+
+def trials_of(sweep_id: str) -> str:
+    """MLflow's filter for the trials of a sweep, however many, without the sweep's own run."""
+    return f"tags.`orch.sweep_id` = '{sweep_id}' AND tags.`orch.trial` LIKE '%'"
 
 
 def metric_link(base: str, experiment_ids: Sequence[str], run_ids: Sequence[str], metric: str) -> str:

@@ -15,18 +15,16 @@ class MlflowReader:
 
     def run_of(self, run_id: str) -> list[dict[str, Any]]:
         """All MLflow runs that claim to be this run."""
-        return self._with_tag("orch.run_id", run_id)
+        return self.search(f"tags.`orch.run_id` = '{run_id}'")
 
     def of_sweep(self, sweep_id: str) -> list[dict[str, Any]]:
         """The MLflow runs of a sweep and of its trials."""
-        return self._with_tag("orch.sweep_id", sweep_id)
+        return self.search(f"tags.`orch.sweep_id` = '{sweep_id}'")
 
-    def _with_tag(self, tag: str, value: str) -> list[dict[str, Any]]:
+    def search(self, chosen: str) -> list[dict[str, Any]]:
+        """The runs of all experiments that a filter lets through."""
         experiments = self._http.post("/experiments/search", json={"max_results": 100}).json()["experiments"]
-        body = {
-            "experiment_ids": [e["experiment_id"] for e in experiments],
-            "filter": f"tags.`{tag}` = '{value}'",
-        }
+        body = {"experiment_ids": [e["experiment_id"] for e in experiments], "filter": chosen}
         return list(self._http.post("/runs/search", json=body).json().get("runs", []))
 
     def history(self, mlflow_run: str, key: str) -> list[tuple[int, float]]:

@@ -7,7 +7,7 @@ import random
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import yaml
 
@@ -105,9 +105,11 @@ def _mlflow_shows(stack: Stack, found: dict[str, Any]) -> None:
             30,
             stack.evidence,
         )
-    link = unquote(stack.get(f"/v1/sweeps/{found['sweep']['id']}")["links"]["charts"])
-    assert all(run_id in link for run_id in ended.values())
-    assert parent["info"]["run_id"] not in link
+    links = stack.get(f"/v1/sweeps/{found['sweep']['id']}")["links"]
+    chosen = parse_qs(links["charts"].partition("?")[2])["searchFilter"][0]
+    assert {run["info"]["run_id"] for run in reader.search(chosen)} == set(ended.values())
+    compared = [run_id for run_id in ended.values() if run_id in unquote(links["compare"])]
+    assert len(compared) == min(TRIALS, 10)
     best = reader.history(parent["info"]["run_id"], "best/val/loss")
     assert best[-1][1] == found["sweep"]["best_value"]
 

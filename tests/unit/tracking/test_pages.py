@@ -10,7 +10,15 @@ import pytest
 import requests
 
 from orchestrator.tracking.describe import AttemptRow, CheckpointRow, describe
-from orchestrator.tracking.links import charts_link, compare_link, experiment_link, metric_link, run_link
+from orchestrator.tracking.links import (
+    charts_link,
+    compare_link,
+    experiment_link,
+    metric_link,
+    run_link,
+    these_runs,
+    trials_of,
+)
 from orchestrator.tracking.mlflow_errors import translated
 from orchestrator.tracking.sink import SinkUnavailableError
 
@@ -43,7 +51,7 @@ def test_compare_has_runs_first() -> None:
 
 
 def test_charts_filter_by_run() -> None:
-    path, query = parts(charts_link(BASE, "7", ["a", "b"]))
+    path, query = parts(charts_link(BASE, "7", these_runs(["a", "b"])))
     assert path == "/experiments/7/runs"
     assert dict(query) == {
         "workflowType": "machine_learning",
@@ -52,6 +60,11 @@ def test_charts_filter_by_run() -> None:
         "orderByKey": "metrics.`val/loss`",
         "orderByAsc": "true",
     }
+
+
+def test_charts_of_a_sweep_do_not_grow_with_its_trials() -> None:
+    _, query = parts(charts_link(BASE, "7", trials_of("abc")))
+    assert dict(query)["searchFilter"] == "tags.`orch.sweep_id` = 'abc' AND tags.`orch.trial` LIKE '%'"
 
 
 def test_metric_names_are_encoded() -> None:

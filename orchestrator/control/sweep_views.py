@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.clock import Clock
+from orchestrator.control.reporting import REPORT_FILE
 from orchestrator.control.views import Views
 from orchestrator.domain.energy import KWH_J
 from orchestrator.domain.limits import HOUR_S
@@ -15,7 +16,7 @@ from orchestrator.messages import RunView
 from orchestrator.messages_sweeps import SweepDetail, SweepUse, SweepView, TrialView
 from orchestrator.store.ledger import Ledger, Transaction
 from orchestrator.store.spool import Spool
-from orchestrator.tracking.links import charts_link, compare_link, run_link, trials_of
+from orchestrator.tracking.links import artifact_link, charts_link, compare_link, run_link, trials_of
 
 _COMPARED = 10
 """Of the best trials that MLflow is asked to show side by side: it has a column for each."""
@@ -127,6 +128,8 @@ class SweepViews:
         own = self._spool.mlflow_run(sweep.id)
         if own is not None:
             found["run"] = run_link(base, *own)
+            if sweep.state.final:
+                found["report"] = artifact_link(base, *own, REPORT_FILE)
         ranked = [n for s in standings(trials, sweep.spec.objective, sweep.spec.repeat) for n in s.trials]
         by_number = {trial.number: trial for trial in trials}
         ordered = [*ranked, *(trial.number for trial in trials if trial.number not in ranked)]

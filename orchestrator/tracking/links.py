@@ -18,6 +18,11 @@ def run_link(base: str, experiment_id: str, run_id: str) -> str:
     return f"{_root(base)}/experiments/{experiment_id}/runs/{run_id}?{_MODE}"
 
 
+def artifact_link(base: str, experiment_id: str, run_id: str, path: str) -> str:
+    """The page of one run with one of its files open."""
+    return f"{_root(base)}/experiments/{experiment_id}/runs/{run_id}/artifacts/{quote(path)}?{_MODE}"
+
+
 def experiment_link(base: str, experiment_id: str) -> str:
     """The table of an experiment's runs."""
     return f"{_root(base)}/experiments/{experiment_id}/runs?{_MODE}"

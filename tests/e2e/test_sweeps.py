@@ -80,12 +80,17 @@ def _the_link_opens_on_its_children(stack: Stack, found: dict[str, Any], folder:
         return
     name = found["sweep"]["name"]
     shown = f"document.body.innerText.match(/{name}(-\\d+)?\\b/g)"
-    link = stack.get(f"/v1/sweeps/{found['sweep']['id']}")["links"]["charts"]
+    links = stack.get(f"/v1/sweeps/{found['sweep']['id']}")["links"]
     with browser.page(folder) as page:
         page.look(1280, 1400)
-        page.open(link, f"new Set({shown}).size >= {TRIALS}")
+        page.open(links["charts"], f"new Set({shown}).size >= {TRIALS}")
         names = set(page.value(shown))
+        page.renew()
+        page.open(links["report"], "document.querySelector('iframe') !== null")
+        shown = "document.querySelector('iframe').getAttribute('src')"
+        report = page.value(f"fetch({shown}).then(answer => answer.text())")
     assert names == {trial["name"] for trial in found["trials"]}
+    assert f"<title>{name}" in report
 
 
 def _mlflow_shows(stack: Stack, found: dict[str, Any]) -> None:

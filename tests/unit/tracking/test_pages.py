@@ -11,6 +11,7 @@ import requests
 
 from orchestrator.tracking.describe import AttemptRow, CheckpointRow, describe
 from orchestrator.tracking.links import (
+    artifact_link,
     charts_link,
     compare_link,
     experiment_link,
@@ -38,6 +39,9 @@ def test_run_and_experiment() -> None:
     assert parts(run_link(BASE, "3", "abc")) == (
         "/experiments/3/runs/abc",
         [("workflowType", "machine_learning")],
+    )
+    assert parts(artifact_link(BASE, "3", "abc", "report.html"))[0] == (
+        "/experiments/3/runs/abc/artifacts/report.html"
     )
     assert parts(experiment_link(BASE, "3"))[0] == "/experiments/3/runs"
 

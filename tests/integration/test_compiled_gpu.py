@@ -64,3 +64,25 @@ def test_each_tensor(tmp_path: Path, recipe: str, shape: dict[str, Any], dtype: 
         wrong = [n for pair in gradients for n in apart(*pair, STRICT[coarsest(order, "gradient")])]
         wrong += [n for pair in updates for n in apart(*pair, STRICT[coarsest(order, "update")])]
     assert wrong == []
+
+
+@pytest.mark.parametrize("keep", [0.0, 1.0])
+def test_parts_of_a_batch_add_up(tmp_path: Path, keep: float) -> None:
+    """With `keep` at 1 a part's gradient is added to what is there, at 0 it takes its place."""
+    config = TrainerConfig.model_validate({**SMALL, "n_layer": 2, "dropout": 0.2})
+    order = order_of(config, "float32", False, units=4)
+    sources = Sources.of(order)
+    compiled = in_process(order, tmp_path)
+    rows = []
+    with torch.no_grad():
+        fill(order, sources)
+        sources.gradient_arguments[4].fill_(keep)
+        for program in (sources.gradient, compiled.gradient):
+            sources.row.fill_(0.5)
+            torch.manual_seed(1)
+            program(*sources.gradient_arguments)
+            views = sources.layout.views(sources.row)
+            rows.append({name: view.clone() for name, view in views.items()})
+    plain, made = rows
+    assert apart(plain, made, STRICT["float32"]) == []
+    assert all((view.mean() > 0.25) == bool(keep) for view in plain.values())

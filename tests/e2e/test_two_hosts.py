@@ -86,7 +86,7 @@ def test_a_run_is_handed_over_between_the_hosts(pair: tuple[HostStack, HostStack
         return set(nodes) == {"laptop", "gpu"} and all(n["state"] == "ready" for n in nodes.values())
 
     wait_until(both_ready, 60, box.evidence)
-    run_id = box.submit(tiny_gpt("two-hosts", text, 1500))
+    run_id = box.submit(tiny_gpt("two-hosts", text, 800))
     wait_until(lambda: (box.json("show", run_id)["run"]["step"] or 0) >= 60, 90, box.evidence, every=0.5)
     box.orch("move", run_id, "--to", "gpu")
 

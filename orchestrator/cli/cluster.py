@@ -92,6 +92,9 @@ def up(
             typer.echo(join_command(home()))  # not through Rich, which would wrap it
             out.print()
         out.print("next: `orch submit SPEC --follow`", style="dim")
+    if stack.outdated:
+        names = ", ".join(stack.outdated)
+        say(f"before an update: {names}; `orch down`, then `orch up`, starts the new program, and runs go on")
 
 
 def down(

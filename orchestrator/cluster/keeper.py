@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from orchestrator.clock import Clock
 from orchestrator.cluster.processes import Member
+from orchestrator.cluster.program import program_digest
 from orchestrator.cluster.services import Service
 from orchestrator.cluster.state import Process, ServicePhase, ServiceRecord
 from orchestrator.errors import SetupError
@@ -114,6 +115,7 @@ class Keeper:
         if busy is not None:
             self._failed(busy)
             return
+        program = program_digest() if self.service.ours else ""
         try:
             leader = self._machine.start(self.service)
         except (OSError, SetupError) as error:
@@ -121,6 +123,7 @@ class Keeper:
             return
         self.record.leader, self.record.vital = leader, []
         self.record.fingerprint = self.service.fingerprint
+        self.record.program = program
         self._enter(ServicePhase.STARTING)
         log.info("%s: started as process %d", self.service.name, leader.pid)
 

@@ -45,6 +45,8 @@ class Service:
     """Processes whose command contains this are ended once the service is ready."""
     node: str = ""
     """Name of the Ray node that this is."""
+    ours: bool = False
+    """Whether it runs this program, and an older one after an update."""
 
     @property
     def fingerprint(self) -> str:
@@ -93,6 +95,7 @@ def _node(config: StackConfig, node: NodeConfig, home: Home) -> Service:
         needs=TcpProbe(config.head_address, config.ray_port),
         temp_dir=str(temp_dir(config, node.name)),
         node=node.name,
+        ours=True,
     )
 
 
@@ -126,6 +129,7 @@ def _controller(config: StackConfig, home: Home) -> Service:
         env={**ray_env(config, home.token_file), "ORCH_HOME": str(home.root)},
         probe=HttpProbe(f"http://{host}:{port}/v1/health"),
         listens=(host, config.controller_port),
+        ours=True,
     )
 
 

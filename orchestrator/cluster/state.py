@@ -44,6 +44,8 @@ class ServiceRecord(BaseModel):
 
     name: str
     fingerprint: str = ""
+    program: str = ""
+    """Digest of the program that it runs; empty where that is not ours."""
     phase: ServicePhase = ServicePhase.WAITING
     leader: Process | None = None
     """What was started; its number is the session's number."""

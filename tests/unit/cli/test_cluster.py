@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,16 @@ def test_up_passes_on_what_was_asked_for(orch: Orch, calls: list[tuple[str, Any]
         "mlflow_url": "http://m",
         "store_uri": "/s",
     }
+
+
+@pytest.mark.parametrize("outdated", [False, True])
+def test_up_says_what_is_older_than_the_program(
+    orch: Orch, calls: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch, outdated: bool
+) -> None:
+    service = replace(stack().services[0], name="controller", outdated=outdated)
+    monkeypatch.setattr("orchestrator.cluster.stack.up", lambda *_, **__: stack(services=[service]))
+    said = orch("up").err
+    assert ("before an update: controller; `orch down`" in said) == outdated
 
 
 def test_up_refuses_what_is_no_node(orch: Orch, calls: list[tuple[str, Any]]) -> None:

@@ -15,6 +15,8 @@ from orchestrator.agent.ports import pick_port
 from orchestrator.cluster import doctor, machine
 from orchestrator.cluster.config import NodeConfig, save_config
 from orchestrator.cluster.doctor import Finding, Level, diagnose
+from orchestrator.cluster.program import program_digest
+from orchestrator.cluster.stack import status
 from orchestrator.cluster.state import Process, ServicePhase, ServiceRecord, StackState, save_state
 from orchestrator.settings import Home, write_private
 from orchestrator.store.objects import open_store, store_id
@@ -127,6 +129,21 @@ def test_services_that_are_not_ready(home: Home) -> None:
     assert "process 7 ended" in find(home, "head is waiting").what
     assert find(home, "node-a runs, started again 4").level is Level.WARNING
     assert find(home, "controller is not started").level is Level.ERROR
+
+
+def test_services_that_run_the_program_of_before_an_update(home: Home) -> None:
+    stack(home)
+    records = {
+        name: ServiceRecord(name=name, phase=ServicePhase.READY, program=program)
+        for name, program in (("head", ""), ("node-a", program_digest()), ("controller", "older"))
+    }
+    supervised(home, **records)
+    assert find(home, "before an update").what.startswith("controller runs")
+    shown = status(home)
+    assert shown.outdated == ["controller"]
+    assert [one.message for one in shown.services if one.outdated] == [
+        "runs the program as it was before an update"
+    ]
 
 
 def test_a_store_that_is_not_there(home: Home) -> None:

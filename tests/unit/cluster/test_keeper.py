@@ -115,6 +115,20 @@ def test_it_is_ready_when_it_answers(machine: FakeMachine) -> None:
     assert machine.started == ["web"]
 
 
+def test_each_start_notes_which_program_it_runs(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper(web_service(Answer(True), ours=True), machine)
+    for version in ("one", "two"):
+        monkeypatch.setattr("orchestrator.cluster.keeper.program_digest", lambda version=version: version)
+        run(keeper, machine, 1.0)
+        assert (keeper.record.phase, keeper.record.program) == (ServicePhase.READY, version)
+        keeper.replace("an update")
+    ray = Keeper(web_service(Answer(True)), machine)
+    run(ray, machine, 1.0)
+    assert (ray.record.phase, ray.record.program) == (ServicePhase.READY, "")
+
+
 def test_a_stranger_on_the_port_does_not_count_as_an_answer(machine: FakeMachine) -> None:
     machine.own_port = False
     keeper = Keeper(web_service(Answer(True)), machine)

@@ -65,7 +65,6 @@ REPORT_TIMEOUT_S = 300.0
 """Longest wait for a report to be made."""
 MOST_RUNS = 10_000
 """Largest number of runs that the controller lists at once."""
-
 POLL_S = 1.0
 """Pause between two looks at what has not ended."""
 

@@ -73,6 +73,7 @@ def up(
     - `orch up --node laptop:cpus=2 --node gpu:cpus=4,gpus=1`
     - `orch up --listen 192.168.1.5`, so that other machines can join: prints the line to paste there
     """
+    from orchestrator.cluster.program import OUTDATED, RENEWING
     from orchestrator.cluster.stack import NodeRequest
     from orchestrator.cluster.stack import up as start
     from orchestrator.settings import home
@@ -93,8 +94,9 @@ def up(
             out.print()
         out.print("next: `orch submit SPEC --follow`", style="dim")
     if stack.outdated:
-        names = ", ".join(stack.outdated)
-        say(f"before an update: {names}; `orch down`, then `orch up`, starts the new program, and runs go on")
+        for name in stack.outdated:
+            say(f"{name} {OUTDATED}")
+        say(RENEWING)
 
 
 def down(

@@ -28,7 +28,7 @@ from orchestrator.cluster.agents import agents
 from orchestrator.cluster.config import StackConfig, load_config
 from orchestrator.cluster.probes import HttpProbe
 from orchestrator.cluster.processes import marked_sessions
-from orchestrator.cluster.program import program_digest
+from orchestrator.cluster.program import OUTDATED, RENEWING
 from orchestrator.cluster.services import services
 from orchestrator.cluster.state import ServicePhase, load_state
 from orchestrator.errors import OrchError
@@ -146,9 +146,8 @@ def _services(home: Home) -> Iterator[Finding]:
             phase = record.phase.value if record else "not started"
             message = f": {record.message}" if record and record.message else ""
             yield Finding(Level.ERROR, f"{service.name} is {phase}{message}", f"See {log_file}.")
-        elif record.program and record.program != program_digest():
-            what = f"{service.name} runs the program as it was before an update"
-            yield Finding(Level.WARNING, what, "`orch down`, then `orch up`; runs go on.")
+        elif record.outdated:
+            yield Finding(Level.WARNING, f"{service.name} {OUTDATED}", RENEWING)
         elif record.restarts:
             what = f"{service.name} runs, started again {record.restarts} times"
             yield Finding(Level.WARNING, what, f"See {log_file}.")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final
 
 PACKAGES: Final = ("orchestrator", "trainer")
+OUTDATED: Final = "runs the program as it was before an update"
+RENEWING: Final = "`orch down`, then `orch up`, starts the new one; runs go on."
 
 
 def program_digest() -> str:

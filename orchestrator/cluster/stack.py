@@ -13,15 +13,13 @@ from orchestrator.cluster.config import NodeRequest, StackConfig, load_config, s
 from orchestrator.cluster.ending import end_attempts, stop_everything, stop_node
 from orchestrator.cluster.files import ensure_token, make_private_home, write_client_file, write_node_home
 from orchestrator.cluster.planning import plan
-from orchestrator.cluster.program import program_digest
+from orchestrator.cluster.program import OUTDATED
 from orchestrator.cluster.services import services
 from orchestrator.cluster.starting import Progress, setup_lock, start_supervisor, wait_until_ready, words
 from orchestrator.cluster.state import ServicePhase, StackState, load_state
 from orchestrator.errors import SetupError
 from orchestrator.settings import Home
 from orchestrator.store.objects import open_store, probe, store_id
-
-OUTDATED = "runs the program as it was before an update"
 
 __all__ = ["NodeRequest", "ServiceStatus", "StackStatus", "down", "status", "up"]
 
@@ -182,7 +180,7 @@ def _service_status(home: Home, state: StackState, name: str) -> ServiceStatus:
     if record is None or not state.supervised():
         return ServiceStatus(name, "stopped", None, None, 0, "", log_file)
     pid = record.vital[0].pid if record.vital else None
-    outdated = bool(record.program) and record.program != program_digest()
+    outdated = record.outdated
     message = record.message or (OUTDATED if outdated else "")
     return ServiceStatus(
         name, record.phase.value, pid, record.since, record.restarts, message, log_file, outdated

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.agent.identity import ProcessId, boot_id
+from orchestrator.cluster.program import program_digest
 from orchestrator.settings import Home, write_private
 
 
@@ -61,6 +62,11 @@ class ServiceRecord(BaseModel):
     """Failed starts since it was last ready."""
     message: str = ""
     """Why it waits or is silent."""
+
+    @property
+    def outdated(self) -> bool:
+        """It runs our program as it was before an update."""
+        return bool(self.program) and self.program != program_digest()
 
     @property
     def ready(self) -> bool:

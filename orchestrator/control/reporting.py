@@ -108,7 +108,7 @@ class Reporting:
             metrics=(view.metric,),
             importance=self._importance(records, spec),
             sweep=detail,
-            links={name: link for name, link in detail.links.items() if name != "report"},
+            links=detail.links,
             currency=view.use.currency or "",
             version=__version__,
         )

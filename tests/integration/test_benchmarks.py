@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 from pathlib import Path
@@ -312,11 +312,12 @@ def test_runs_are_spread_over_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [place.gpu for place in benches] == [0, 1, 2, 0, 1, 2]
     busy: list[int | None] = []
     most: list[int] = []
+    together = threading.Barrier(3)
 
     def train(place: Bench, plan: Plan, program: str, dtype: str, seed: int) -> Run:
         busy.append(place.gpu)
         most.append(busy.count(place.gpu))
-        time.sleep(0.01)
+        together.wait(20)
         busy.remove(place.gpu)
         return Run(program, dtype, seed, [(1, 1.0)], 0.0)
 

@@ -116,8 +116,9 @@ def _pruner(pruner: Pruner) -> str:
 
 
 def _links(report: Report) -> Html | None:
-    names = {"run": "sweep" if report.sweep else "run", "compare": "runs side by side", "charts": "charts"}
-    found = [link(address, f"MLflow: {names.get(n, n)}") for n, address in report.links.items()]
+    names = {"run": "sweep" if report.sweep else "run", "charts": "charts", "compare": "runs side by side"}
+    known = {name: report.links[name] for name in names if name in report.links}  # not this page itself
+    found = [link(address, f"MLflow: {names[name]}") for name, address in known.items()]
     return el("nav", *found, class_="links") if found else None
 
 

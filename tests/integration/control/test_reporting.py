@@ -109,6 +109,27 @@ def test_what_a_sweep_leaves_for_mlflow_is_its_newest_page(cluster: PaperCluster
     assert "is best: val/loss" in Path(found[0].file).read_text(encoding="utf-8")
 
 
+def test_pages_of_a_sweep_in_mlflow(cluster: PaperCluster) -> None:
+    """Few addresses, however many trials; the page about the sweep does not link itself."""
+    sweep_id = submit(cluster, sweep(budget={"trials": 12}))
+    spool = cluster.controller.spool
+    spool.set_mlflow_run(sweep_id, "1", "own")
+    assert "report" not in cluster.controller.sweep_views.detail(sweep_id).links
+    for trial in finish(cluster, sweep_id).trials:
+        spool.set_mlflow_run(trial.run_id, "1", f"trial{trial.number:02}")
+    detail = cluster.controller.sweep_views.detail(sweep_id)
+    assert list(detail.links) == ["run", "report", "charts", "compare"]
+    assert "/runs/own/artifacts/report.html" in detail.links["report"]
+    assert sweep_id in detail.links["charts"]
+    assert "trial" not in detail.links["charts"].replace("orch.trial", "")
+    assert detail.links["compare"].count("trial") == 10
+    best = f"trial{detail.sweep.best_trial:02}"
+    assert detail.links["compare"].index(best) == detail.links["compare"].index("trial")
+    page = cluster.controller.reporting.page([sweep_id])
+    assert page.count("MLflow: ") == 3
+    assert "artifacts/report.html" not in page
+
+
 def test_without_mlflow_nothing_is_left(tmp_path: Path) -> None:
     plain = PaperCluster(tmp_path, curve)
     sweep_id = submit(plain, sweep(budget={"trials": 1}))

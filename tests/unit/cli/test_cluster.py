@@ -91,7 +91,8 @@ def test_up_says_what_is_older_than_the_program(
     service = replace(stack().services[0], name="controller", outdated=outdated)
     monkeypatch.setattr("orchestrator.cluster.stack.up", lambda *_, **__: stack(services=[service]))
     said = orch("up").err
-    assert ("before an update: controller; `orch down`" in said) == outdated
+    assert ("controller runs the program as it was before an update" in said) == outdated
+    assert ("`orch down`, then `orch up`" in said) == outdated
 
 
 def test_up_refuses_what_is_no_node(orch: Orch, calls: list[tuple[str, Any]]) -> None:

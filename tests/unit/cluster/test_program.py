@@ -9,6 +9,9 @@ import pytest
 
 from orchestrator.cluster import program
 from orchestrator.cluster.program import program_digest
+from orchestrator.cluster.services import services
+from orchestrator.settings import Home
+from tests.unit.cluster.test_config import config
 
 
 @pytest.fixture
@@ -40,3 +43,9 @@ def test_what_does_not(package: Path) -> None:
     (package / "notes.txt").write_text("x")
     assert program_digest() == before
     assert "updated_package" not in sys.modules  # it is looked at, not loaded
+
+
+def test_what_runs_it(tmp_path: Path) -> None:
+    """Ray and MLflow are none of it."""
+    ours = {service.name: service.ours for service in services(config(mlflow_port=7421), Home(tmp_path))}
+    assert ours == {"head": False, "node-a": True, "mlflow": False, "controller": True}

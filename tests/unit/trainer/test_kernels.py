@@ -139,6 +139,12 @@ def test_programs_of_several_turns_give_the_same_gradients() -> None:
         assert_near(found, expected, 1e-5)
 
 
+def test_sums_of_more_rows_than_one_turn_takes() -> None:
+    parts = normal(600, 40)
+    found = importlib.import_module("trainer.kernels.norm")._summed(parts)
+    assert_near(found, parts.sum(0), 1e-5)
+
+
 @pytest.mark.parametrize("centred", [True, False])
 def test_norm_without_a_residual(centred: bool) -> None:
     h, weight, da = normal(2, 8, 48), 1 + normal(48, seed=1) / 5, normal(2, 8, 48, seed=2)

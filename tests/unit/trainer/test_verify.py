@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from trainer import compiling
 from trainer.compiled import order_for
 from trainer.library import LibraryError
 from trainer.orders import Order, Programs, Sources
-from trainer.verify import coarsest, verify
+from trainer.verify import coarsest, fill, verify
 
 
 @dataclass
@@ -94,6 +94,24 @@ def test_an_update_that_is_another_is_named(case: Case, changed: int) -> None:
     kind = {0: "", 2: "first moment of ", 3: "second moment of "}[changed]
     with pytest.raises(LibraryError, match=f"the compiled update is another than the model's for {kind}"):
         case.verify(update=update)
+
+
+def test_a_part_of_a_batch_is_added_to_those_before_it(case: Case) -> None:
+    """Where there is a first one it replaces what was there."""
+    part = replace(case.order.part, units=2, adds=True)
+    sources = Sources.of(case.order.model_copy(update={"part": part}))
+    keep, row = sources.gradient_arguments[4], sources.layout.views(sources.row)
+    sums = []
+    with torch.no_grad():
+        fill(case.order, sources)
+        for kept in (0.0, 1.0):
+            sources.row.fill_(0.5)
+            keep.fill_(kept)
+            sources.gradient(*sources.gradient_arguments)
+            sums.append({name: view.clone() for name, view in row.items()})
+    alone, added = sums
+    for name in alone:
+        assert torch.allclose(alone[name] + 0.5, added[name], atol=1e-6), name
 
 
 def test_muons_steps_are_in_bf16_on_a_gpu(case: Case) -> None:
